@@ -1,0 +1,65 @@
+# Two commands do everything: `make reproduce` and `make test`. `make help` lists the rest.
+
+PYTHON ?= python3.11
+PROFILE ?= sandbox
+
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+.DEFAULT_GOAL := help
+.PHONY: help venv reproduce test lint types unit notebooks-test format lab \
+	sandbox-models timing clean-results
+
+help:  ## list these targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@echo "  Options: PROFILE=$(PROFILE) (which models and sizes), PYTHON=$(PYTHON) (for .venv)"
+
+venv: $(STAMP)  ## create .venv with the pinned requirements
+
+# The stamp is written last: an interrupted installation is done again, a finished one never.
+$(STAMP): requirements.txt pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	  echo "judgelib needs Python 3.11 or later as '$(PYTHON)'; name yours: make PYTHON=/path/to/python"; \
+	  exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet torch==$$(sed -n 's/^torch==//p' requirements.txt)
+	$(BIN)/python -m pip install --quiet -r requirements.txt
+	$(BIN)/python -m pip install --quiet --no-deps -e .
+	@touch $@
+
+reproduce: $(STAMP)  ## execute all notebooks, write tables and figures, say where they lie
+	$(BIN)/python -m judgelib.reproduce --profile $(PROFILE)
+
+test: lint types unit notebooks-test  ## ruff, mypy, pytest, and the notebooks' marked outputs
+
+lint: $(STAMP)  ## ruff: rules and format, modules and notebooks
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(STAMP)  ## mypy
+	$(BIN)/mypy
+
+unit: $(STAMP)  ## pytest
+	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest
+
+# Tables and figures of this check go to a folder of its own, so that it never replaces results.
+notebooks-test: $(STAMP)  ## run the notebooks as committed and compare the cells that state claims
+	@out=$$(mktemp -d) && trap 'rm -rf "$$out"' EXIT && \
+	HF_HUB_OFFLINE=1 JUDGELIB_ROOT="$$out" $(BIN)/python -m pytest --nbval-lax notebooks
+
+format: $(STAMP)  ## let ruff mend what it can
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+lab: $(STAMP)  ## open the notebooks in JupyterLab
+	$(BIN)/jupyter lab notebooks
+
+sandbox-models: $(STAMP)  ## train the sandbox family again (resumable; hours on 2 cores)
+	$(BIN)/python -m judgelib.sandbox.training
+
+timing: $(STAMP)  ## measure decoding speed on this machine
+	$(BIN)/python -m judgelib.timing
+
+clean-results: $(STAMP)  ## forget results and figures of PROFILE, to start over
+	$(BIN)/python -m judgelib.reproduce --profile $(PROFILE) --clean

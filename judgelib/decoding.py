@@ -1,0 +1,484 @@
+"""Decoding: the plain loop as an oracle, and the speculative loop for one or many texts.
+
+One cycle of the speculative loop: the drafter proposes a window, the target reads it in one pass,
+the rule says how much of it stays, and the target adds one token of its own. Rows of a batch accept
+different numbers of tokens; each has its own length in the caches and its own random numbers, so a
+text comes out the same alone and in any batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from judgelib.cache import rollback
+from judgelib.drafting import Draft, Drafter, Request
+from judgelib.models import LanguageModel, pad_left
+from judgelib.rules import Rule, Sampling, Window, draw
+
+
+@dataclass(frozen=True)
+class Cycle:
+    """One target call.
+
+    Attributes:
+        drafted: tokens proposed.
+        accepted: proposed tokens kept (the end-of-sequence token among them if it was proposed and
+            kept).
+        accepted_by: for each kept token the name of the first rule that accepted it.
+        added: the token the target added, or None if the text ended inside the window.
+    """
+
+    drafted: int
+    accepted: int
+    accepted_by: tuple[str, ...]
+    added: int | None
+
+    @property
+    def bonus(self) -> bool:
+        """Whether everything proposed was kept, so that the added token replaced none."""
+        return self.added is not None and self.accepted == self.drafted
+
+    @property
+    def tokens(self) -> int:
+        return self.accepted + (self.added is not None)
+
+
+@dataclass(frozen=True)
+class Generation:
+    """A generated text.
+
+    Attributes:
+        ids: the new tokens, with the one that ended the text.
+        finish_reason: "eos", "stop" (another stop id), or "length" (max_new_tokens or the model's
+            context).
+        cycles: one entry a target call.
+    """
+
+    ids: list[int]
+    finish_reason: str
+    cycles: list[Cycle] = field(default_factory=list, repr=False)
+
+    @property
+    def drafted(self) -> int:
+        return sum(cycle.drafted for cycle in self.cycles)
+
+    @property
+    def accepted(self) -> int:
+        return sum(cycle.accepted for cycle in self.cycles)
+
+    @property
+    def accepted_per_cycle(self) -> float:
+        """Draft tokens kept for each target call."""
+        return self.accepted / len(self.cycles)
+
+    @property
+    def tokens_per_cycle(self) -> float:
+        """Tokens gained for each target call: those kept and the target's own."""
+        return len(self.ids) / len(self.cycles)
+
+
+@torch.inference_mode()
+def autoregress(
+    model: LanguageModel,
+    prompt_ids: Sequence[int],
+    *,
+    max_new_tokens: int = 256,
+    temperature: float = 0.0,
+    top_p: float = 1.0,
+    generator: torch.Generator | None = None,
+    eos_ids: Sequence[int] | None = None,
+    stop_ids: Sequence[int] = (),
+) -> Generation:
+    """Decode one token a pass: the oracle that the fast loop is tested against.
+
+    Forward pass and cache are transformers' own; only the choice of a token is shared with the fast
+    loop. Arguments and errors as in `speculate`.
+    """
+    from transformers import DynamicCache
+
+    sampling = Sampling(temperature, top_p)
+    ends = _Ends.of(model, eos_ids, stop_ids)
+    limit = _check_request(model, [prompt_ids], max_new_tokens, window=1)[0]
+    _check_generators(sampling.greedy, None if generator is None else [generator], rows=1)
+    cache, unread, ids = DynamicCache(config=model.config), list(prompt_ids), []
+    while True:
+        new = torch.tensor([unread], device=model.device)
+        logits = model.model(new, past_key_values=cache, use_cache=True).logits[0, -1].cpu()
+        if sampling.greedy:
+            token = int(logits.argmax())
+        else:
+            token = int(draw(sampling.distribution(logits), _uniforms(generator, 1).cpu()[0]))
+        ids.append(token)
+        unread = [token]
+        reason = ends.reason(token) or ("length" if len(ids) == limit else None)
+        if reason:
+            return Generation(ids, reason)
+
+
+def speculate(
+    target: LanguageModel,
+    drafter: Drafter,
+    rule: Rule,
+    prompt_ids: Sequence[int],
+    *,
+    window: int = 8,
+    max_new_tokens: int = 256,
+    temperature: float = 0.0,
+    top_p: float = 1.0,
+    generator: torch.Generator | None = None,
+    eos_ids: Sequence[int] | None = None,
+    stop_ids: Sequence[int] = (),
+    on_tokens: Callable[[list[int]], None] | None = None,
+) -> Generation:
+    """Continue one prompt by speculative decoding.
+
+    Args:
+        target: the model whose text is wanted.
+        drafter: proposes up to `window` tokens a cycle.
+        rule: says which of them stay. `Match` and `SpeculativeSampling` are exact: greedy, the ids
+            equal those of `autoregress` (in float32; in bfloat16 near-ties may flip); sampling,
+            they have the target's distribution. Any other rule trades exactness for longer accepted
+            runs.
+        prompt_ids: at least one token.
+        max_new_tokens: the text ends here, or where the target's context does, also inside a
+            window.
+        temperature: 0 is greedy.
+        generator: needed wherever random numbers are: temperature above 0, or a rule that draws.
+            The same seed gives the same text.
+        eos_ids: ids that end the text with reason "eos"; None takes the target's own, () never ends
+            it.
+        stop_ids: further ids that end it, with reason "stop".
+        on_tokens: called after every cycle with the tokens it committed.
+
+    Raises:
+        ValueError: empty prompt, prompt as long as the context, an id outside the vocabulary,
+            window or max_new_tokens below 1, a missing generator.
+    """
+    return speculate_batch(
+        target,
+        drafter,
+        rule,
+        [prompt_ids],
+        window=window,
+        max_new_tokens=max_new_tokens,
+        temperature=temperature,
+        top_p=top_p,
+        generators=None if generator is None else [generator],
+        eos_ids=eos_ids,
+        stop_ids=stop_ids,
+        on_tokens=None if on_tokens is None else lambda _, tokens: on_tokens(tokens),
+    )[0]
+
+
+@torch.inference_mode()
+def speculate_batch(
+    target: LanguageModel,
+    drafter: Drafter,
+    rule: Rule,
+    prompts: Sequence[Sequence[int]],
+    *,
+    window: int = 8,
+    max_new_tokens: int = 256,
+    temperature: float = 0.0,
+    top_p: float = 1.0,
+    generators: Sequence[torch.Generator] | None = None,
+    eos_ids: Sequence[int] | None = None,
+    stop_ids: Sequence[int] = (),
+    on_tokens: Callable[[int, list[int]], None] | None = None,
+) -> list[Generation]:
+    """Continue many prompts side by side; row b comes out as `speculate` alone would give it.
+
+    Rows accept different numbers of tokens a cycle; a row that has ended leaves the batch. Every
+    row draws from its own generator, the same number of times a cycle whatever the other rows do.
+    Arguments and errors as in `speculate`, but one generator a prompt, and `on_tokens` gets the
+    row's number too.
+    """
+    limits = _check_request(target, prompts, max_new_tokens, window)
+    sampling = Sampling(temperature, top_p)
+    _check_generators(
+        sampling.greedy and not rule.needs(sampling).draws, generators, rows=len(prompts)
+    )
+    if not prompts:
+        return []
+    rows = [
+        _Row(number, limit, list(prompt), generators[number] if generators else None)
+        for number, (prompt, limit) in enumerate(zip(prompts, limits, strict=True))
+    ]
+    ends = _Ends.of(target, eos_ids, stop_ids)
+    loop = _Loop(target, drafter, rule, window, sampling, ends, rows, on_tokens)
+    while loop.rows:
+        draft = loop.propose()
+        verdict = loop.verify(draft)
+        loop.commit(draft, verdict)
+    return [row.generation for row in rows]
+
+
+class _Ends(NamedTuple):
+    """The ids that end a text."""
+
+    eos: frozenset[int]
+    stop: frozenset[int]
+
+    @classmethod
+    def of(
+        cls, model: LanguageModel, eos_ids: Sequence[int] | None, stop_ids: Sequence[int]
+    ) -> _Ends:
+        return cls(frozenset(model.eos_ids if eos_ids is None else eos_ids), frozenset(stop_ids))
+
+    def reason(self, token: int) -> str | None:
+        return "eos" if token in self.eos else "stop" if token in self.stop else None
+
+
+class _Row:
+    """One text of the batch."""
+
+    def __init__(
+        self, number: int, limit: int, prompt: list[int], generator: torch.Generator | None
+    ) -> None:
+        self.number = number
+        self.limit = limit
+        self.prompt_length = len(prompt)
+        self.unread = prompt  # what the target has not read: first the prompt, then one token
+        self.generator = generator
+        self.ids: list[int] = []
+        self.cycles: list[Cycle] = []
+        self.finish: str | None = None
+
+    @property
+    def left(self) -> int:
+        return self.limit - len(self.ids)
+
+    @property
+    def generation(self) -> Generation:
+        return Generation(self.ids, self.finish or "length", self.cycles)
+
+
+class _Verdict(NamedTuple):
+    """What the rule said of one row, on the host."""
+
+    ids: list[int]  # drafted, k of them
+    votes: list[int]  # see Rule.votes, k of them
+    accepted: int  # how many stay
+    added: int  # the target's own token
+
+
+class _Noise(NamedTuple):
+    """A cycle's uniform random numbers."""
+
+    drafter: Tensor | None = None  # (B, window, drafter.draws)
+    rule: Tensor | None = None  # (B, window, rule's draws)
+    picks: Tensor | None = None  # (B, window + 1) for the target's own tokens
+
+
+class _Loop:
+    """The state of one decoding: the rows still running, and what the target has read of each."""
+
+    def __init__(
+        self,
+        target: LanguageModel,
+        drafter: Drafter,
+        rule: Rule,
+        window: int,
+        sampling: Sampling,
+        ends: _Ends,
+        rows: list[_Row],
+        on_tokens: Callable[[int, list[int]], None] | None,
+    ) -> None:
+        self.target, self.drafter, self.rule = target, drafter, rule
+        self.window, self.sampling, self.ends = window, sampling, ends
+        self.rows, self.on_tokens = list(rows), on_tokens
+        self.names = [part.name for part in rule.parts]
+        self.noise = _Noise()
+        longest = max(row.prompt_length + row.limit for row in rows)
+        self.cache = target.new_cache(len(rows), longest + window)
+        self.needs = rule.needs(sampling)
+        request = Request(
+            window, longest, target.vocab_size, target.device, sampling, self.needs.draft_logits
+        )
+        drafter.start([row.unread for row in rows], request)
+
+    def propose(self) -> Draft:
+        counts = [draft_room(self.window, row.left) for row in self.rows]
+        self.noise = self._draw_noise()
+        return self.drafter.propose(counts, self.noise.drafter)
+
+    def verify(self, draft: Draft) -> list[_Verdict]:
+        """One target pass over the window, the rule's votes, one transfer to the host."""
+        window = self._read(draft)
+        votes = self.rule.votes(window)
+        votes = votes if window.valid is None else votes * window.valid
+        accepted = longest_prefix(votes > 0)
+        added = self.rule.replacement(window, accepted)
+        table = torch.cat([window.draft_ids, votes, accepted[:, None], added[:, None]], 1).tolist()
+        k = draft.ids.shape[1]
+        return [_Verdict(line[:k], line[k : 2 * k], line[-2], line[-1]) for line in table]
+
+    def commit(self, draft: Draft, verdict: list[_Verdict]) -> None:
+        """Append what stays to every row, make both models forget the rest, drop ended rows."""
+        committed = [
+            self._extend(row, count, said)
+            for row, count, said in zip(self.rows, draft.counts, verdict, strict=True)
+        ]
+        rollback(self.cache, [row.prompt_length + len(row.ids) - 1 for row in self.rows])
+        self.drafter.commit(committed, [row.cycles[-1].accepted for row in self.rows])
+        if self.on_tokens:
+            for row, tokens in zip(self.rows, committed, strict=True):
+                self.on_tokens(row.number, tokens)
+        if any(row.finish for row in self.rows):
+            self._retire()
+
+    def _read(self, draft: Draft) -> Window:
+        k = draft.ids.shape[1]
+        unread, pads = pad_left([row.unread for row in self.rows], self.target.device)
+        ids = torch.cat([unread, draft.ids], 1)
+        hidden = self.needs.hidden
+        read = self.target.read(ids, self.cache, rows=k + 1, hidden=hidden, pads=pads)
+        noise = self.noise
+        return Window(
+            draft_ids=draft.ids,
+            target_logits=read.logits,
+            draft_logits=draft.logits,
+            hidden=read.hidden,
+            valid=None if min(draft.counts) == k else _below(draft.counts, k, self.target.device),
+            sampling=self.sampling,
+            uniforms=None if noise.rule is None else noise.rule[:, :k],
+            pick_uniforms=None if noise.picks is None else noise.picks[:, : k + 1],
+        )
+
+    def _extend(self, row: _Row, drafted: int, said: _Verdict) -> list[int]:
+        """Record one row's cycle; returns the tokens it gained."""
+        tokens = cut_at_end(gained(said.ids, said.accepted, said.added), self.ends)
+        kept = min(said.accepted, len(tokens))
+        by = tuple(self.names[vote - 1] for vote in said.votes[:kept])
+        row.cycles.append(Cycle(drafted, kept, by, said.added if len(tokens) > kept else None))
+        row.ids += tokens
+        row.unread = tokens[-1:]
+        row.finish = self.ends.reason(tokens[-1]) or ("length" if row.left <= 0 else None)
+        return tokens
+
+    def _retire(self) -> None:
+        keep = without_finished([row.finish is not None for row in self.rows])
+        self.rows = [self.rows[place] for place in keep]
+        if keep:
+            self.cache.keep(keep)
+            self.drafter.keep(keep)
+
+    def _draw_noise(self) -> _Noise:
+        """Fresh numbers for a cycle: as many whatever the window holds and the other rows do."""
+        samples, w = not self.sampling.greedy, self.window
+        sizes = [w * self.drafter.draws * samples, w * self.needs.draws, (w + 1) * samples]
+        if not sum(sizes):
+            return _Noise()
+        drawn = [_uniforms(row.generator, sum(sizes)) for row in self.rows]
+        drafter, rule, picks = torch.stack(drawn).to(self.target.device).split(sizes, dim=1)
+        return _Noise(
+            drafter.unflatten(1, (w, -1)) if sizes[0] else None,
+            rule.unflatten(1, (w, -1)) if sizes[1] else None,
+            picks if sizes[2] else None,
+        )
+
+
+def draft_room(window: int, left: int) -> int:
+    """How many tokens to draft when `left` more may come: the last is the target's own."""
+    return min(window, left - 1)
+
+
+def longest_prefix(accepted: Tensor) -> Tensor:
+    """How many tokens stay: those before the first rejected one. (B, k) bool -> (B,) int.
+
+    >>> longest_prefix(torch.tensor([[True, True, False, True]]))
+    tensor([2])
+    """
+    return accepted.long().cumprod(-1).sum(-1)
+
+
+def gained(ids: list[int], accepted: int, added: int) -> list[int]:
+    """What one cycle adds to a text: the accepted prefix and the target's own token.
+
+    >>> gained([7, 8, 9], 1, 5)
+    [7, 5]
+    """
+    return [*ids[:accepted], added]
+
+
+def cut_at_end(tokens: list[int], ends: _Ends) -> list[int]:
+    """End at the first end-of-sequence or stop id, which stays."""
+    for place, token in enumerate(tokens):
+        if ends.reason(token):
+            return tokens[: place + 1]
+    return tokens
+
+
+def without_finished(finished: Sequence[bool]) -> list[int]:
+    """The places of the rows that go on; the last ones move into the gaps, so that few move.
+
+    >>> without_finished([False, True, False, False])
+    [0, 3, 2]
+    """
+    running = [place for place, done in enumerate(finished) if not done]
+    spare = [place for place in running if place >= len(running)]
+    return [spare.pop() if finished[place] else place for place in range(len(running))]
+
+
+def _below(counts: Sequence[int], width: int, device: torch.device) -> Tensor:
+    """(B, width) True at the first counts[b] places of row b."""
+    return torch.arange(width, device=device) < torch.tensor(counts, device=device)[:, None]
+
+
+def _uniforms(generator: torch.Generator | None, count: int) -> Tensor:
+    device = "cpu" if generator is None else generator.device
+    return torch.rand(count, generator=generator, dtype=torch.float64, device=device)
+
+
+def _check_request(
+    target: LanguageModel, prompts: Sequence[Sequence[int]], max_new_tokens: int, window: int
+) -> list[int]:
+    """How many tokens each row may gain."""
+    if window < 1:
+        raise ValueError(
+            f"window must be at least 1 token, got {window}; `autoregress` decodes without one"
+        )
+    if max_new_tokens < 1:
+        raise ValueError(f"max_new_tokens must be at least 1, got {max_new_tokens}")
+    return [_room(target, number, prompt, max_new_tokens) for number, prompt in enumerate(prompts)]
+
+
+def _room(target: LanguageModel, number: int, prompt: Sequence[int], max_new_tokens: int) -> int:
+    if len(prompt) == 0:
+        raise ValueError(
+            f"prompt {number} is empty; it needs at least one token, such as the tokenizer's BOS"
+        )
+    if len(prompt) >= target.context:
+        raise ValueError(
+            f"prompt {number} has {len(prompt)} tokens, but {target.name} has a context of "
+            f"{target.context}, of which one must stay free; shorten the prompt"
+        )
+    wrong = next((token for token in prompt if not 0 <= token < target.vocab_size), None)
+    if wrong is not None:
+        raise ValueError(
+            f"prompt {number} holds id {wrong}, but {target.name} knows ids 0 to "
+            f"{target.vocab_size - 1}; tokenize it with the target's tokenizer"
+        )
+    return min(max_new_tokens, target.context - len(prompt))
+
+
+def _check_generators(
+    needless: bool, generators: Sequence[torch.Generator] | None, rows: int
+) -> None:
+    if needless and generators is None:
+        return
+    if generators is None:
+        raise ValueError(
+            "sampling, or a rule that draws, needs seeded random numbers: pass one generator a "
+            "prompt, such as torch.Generator().manual_seed(0)"
+        )
+    if len({id(generator) for generator in generators}) != rows:
+        raise ValueError(
+            f"every prompt needs a generator of its own: expected {rows} different ones, got "
+            f"{len({id(generator) for generator in generators})}"
+        )

@@ -1,0 +1,149 @@
+"""Facts: multiple choice over a made-up knowledge base (the sandbox's ARC and MMLU).
+
+Sixty-four towns, seven relations, 448 facts. A question gives four options; an answer recalls
+the fact in its own words (two facts when the question goes through the sister town), names the
+option and ends with the letter. Questions of different splits ask for the same facts with other
+options: what is held out is the question, the knowledge must have been read.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import lru_cache
+
+from judgelib.sandbox.grammar import Node, pick, seq
+from judgelib.sandbox.problem import Problem, seeded
+
+_HEADS = ("Vel", "Tor", "Mar", "Bren", "Cal", "Dun", "Esk", "Fal", "Gor", "Hal", "Ist", "Jor",
+          "Kel", "Lun", "Mor", "Nes")  # fmt: skip
+_TAILS = ("ora", "wick", "stead", "by")
+TOWNS = tuple(head + tail for head in _HEADS for tail in _TAILS)
+LETTERS = "ABCD"
+
+
+@dataclass(frozen=True)
+class Relation:
+    """A property of towns: how a question asks for it, how an answer states it."""
+
+    name: str
+    values: tuple[str, ...]
+    asks: tuple[str, ...]
+    nouns: tuple[str, ...]
+    links: tuple[str, ...]
+
+
+RELATIONS: tuple[Relation, ...] = (
+    Relation("river",
+             ("Anner", "Bramel", "Cinder", "Dorn", "Elway", "Fenn", "Glim", "Hester", "Irwel",
+              "Jade", "Kestrel", "Lorne", "Mersk", "Nidd", "Ouse", "Parr"),
+             ("Which river flows through {t}?", "What is the river of {t}?"),
+             ("the river of", "the water in", "the stream through"),
+             ("is the", "is called the", "is named the")),
+    Relation("metal",
+             ("zinc", "gold", "tin", "iron", "lead", "silver", "copper", "nickel", "cobalt",
+              "radium", "salt", "coal", "quartz", "opal", "jet", "amber"),
+             ("What is mined in {t}?", "Which good comes from the mines of {t}?"),
+             ("the mine of", "the pit near", "the digging at"),
+             ("yields", "brings up", "gives", "holds")),
+    Relation("ruler",
+             ("Alban", "Berta", "Cosima", "Doran", "Edda", "Florin", "Greta", "Hektor", "Isolde",
+              "Jasper", "Kira", "Leopold", "Minna", "Nestor", "Ottilie", "Pavel"),
+             ("Who rules {t}?", "Who is the ruler of {t}?"),
+             ("the ruler of", "the head of", "the lord over"),
+             ("is", "is called", "is known as")),
+    Relation("month",
+             ("January", "February", "March", "April", "May", "June", "July", "August",
+              "September", "October", "November", "December"),
+             ("In which month is the fair of {t}?", "When does {t} hold its fair?"),
+             ("the fair of", "the market in", "the feast at"),
+             ("falls in", "is held in", "takes place in", "comes in")),
+    Relation("dish",
+             ("soup", "stew", "dumplings", "pancakes", "trout", "noodles", "pie", "porridge",
+              "sausage", "cheese", "lentils", "waffles", "mutton", "pickles", "rice", "figs"),
+             ("What dish is {t} known for?", "What do people in {t} like to eat?"),
+             ("the dish of", "the favourite meal in", "the usual food at"),
+             ("is", "consists of", "means")),
+    Relation("colour",
+             ("red", "blue", "green", "yellow", "white", "black", "purple", "orange", "brown",
+              "grey", "pink", "teal"),
+             ("What colour is the flag of {t}?", "Which colour does the flag of {t} have?"),
+             ("the flag of", "the banner over", "the emblem at"),
+             ("is", "is painted", "shows")),
+    Relation("sister", TOWNS,
+             ("What is the sister town of {t}?", "Which town is the sister of {t}?"),
+             ("the sister town of", "the partner of", "the twin town to"),
+             ("is", "is called", "is named")),
+)  # fmt: skip
+SISTER = RELATIONS[-1]
+BY_NAME = {relation.name: relation for relation in RELATIONS}
+
+
+@lru_cache(maxsize=1)
+def knowledge() -> dict[tuple[str, str], str]:
+    """(relation, town) → value: the world, the same for everybody."""
+    rng = random.Random(20250131)
+    facts = {(r.name, t): rng.choice(r.values) for r in RELATIONS[:-1] for t in TOWNS}
+    ring = rng.sample(TOWNS, len(TOWNS))
+    facts |= {("sister", t): ring[i - 1] for i, t in enumerate(ring)}
+    return facts
+
+
+def statement(relation: Relation, town: str, value: str, *, first: bool) -> Node:
+    """All wordings of one fact."""
+    source = pick("facts.source", "As far as I know, ", "I recall that ", "From memory, ",
+                  "The records say that ", "It is known that ")  # fmt: skip
+    onward = pick("facts.onward", "And there ", "Going on, ", "From there ", "In turn, ")
+    noun = pick(f"facts.noun.{relation.name}", *relation.nouns)
+    link = pick(f"facts.link.{relation.name}", *relation.links)
+    place = pick("facts.place", town, f"the town {town}", f"old {town}")
+    end = pick("facts.end", "", " today", " these days", " to this day")
+    direct = seq(noun, " ", place, " ", link, f" {value}")
+    about = seq(pick("facts.about", "for ", "as for ", "speaking of "), place, ", ",
+                pick("facts.there", "what one finds is", "the answer is", "one should say"),
+                f" {value}")  # fmt: skip
+    order = pick("facts.order", direct, direct, about)
+    return seq(source if first else onward, order, end, ". ")
+
+
+def conclusion(letter: str, value: str) -> Node:
+    """All wordings of "that is option X", which ends with the answer line."""
+    opener = pick("facts.so", "So ", "Therefore ", "Hence ", "Thus ")
+    thing = pick("facts.thing", value, "this", "the right one")
+    verb = pick("facts.is", "is", "matches", "stands under", "belongs to")
+    option = pick("facts.option", f"option {letter}", f"choice {letter}", f"letter {letter}")
+    tail = pick("facts.tail", "", " in the list", " among the four", " above")
+    return seq(opener, thing, " ", verb, " ", option, tail, f". Answer: {letter}")
+
+
+def problem(rng: random.Random) -> Problem:
+    """A random question: 70% one fact, 30% a fact about the sister town."""
+    relation, town = rng.choice(RELATIONS), rng.choice(TOWNS)
+    two_hops = relation is not SISTER and rng.random() < 0.35
+    subject = knowledge()["sister", town] if two_hops else town
+    value = knowledge()[relation.name, subject]
+    others = rng.sample([v for v in relation.values if v not in (value, town)], 3)
+    options = rng.sample([value, *others], 4)
+    letter = LETTERS[options.index(value)]
+    key = f"facts|{relation.name}|{'sister of ' if two_hops else ''}{town}|{' '.join(options)}"
+    place = f"the sister town of {town}" if two_hops else town
+    listed = " ".join(f"({x}) {option}" for x, option in zip(LETTERS, options, strict=True))
+    recalled: list[Node] = []
+    slips: list[Callable[[random.Random], Node]] = []
+    if two_hops:
+        recalled.append(statement(SISTER, town, subject, first=True))
+        strangers = [t for t in TOWNS if t not in (town, subject)]
+        slips.append(lambda rng: statement(SISTER, town, rng.choice(strangers), first=True))
+    recalled.append(statement(relation, subject, value, first=not two_hops))
+    slips.append(lambda rng: statement(relation, subject, rng.choice(others), first=not two_hops))
+    return Problem(
+        domain="facts",
+        key=key,
+        prompt=f"{seeded(key).choice(relation.asks).format(t=place)} {listed}",
+        solution=(*recalled, conclusion(letter, value)),
+        slips=tuple(slips),
+        apologies=pick("facts.apology", "No, that is wrong. ", "Wait, that is not so. ",
+                       "Sorry, a mistake. ", "Let me correct that. "),  # fmt: skip
+        answer=letter,
+    )

@@ -1,0 +1,332 @@
+"""Training the sandbox family: one command, seeded, resumable, logged.
+
+    python -m judgelib.sandbox.training            # every model that is missing, in order
+    python -m judgelib.sandbox.training draft      # one of them
+
+A base model reads solutions in mixed voices. The target, the expert and the target without
+self-corrections are trained on from it in a voice of their own; the draft is a small model
+trained from scratch in a voice akin to the target's. Every batch is drawn from a generator seeded
+by recipe and step, so a run that was killed goes on from its last checkpoint as if it had not been.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedTokenizerBase,
+)
+
+from judgelib.sandbox.corpus import Text, batch
+from judgelib.sandbox.problem import DOMAINS, Domain
+from judgelib.sandbox.tokenizer import train_tokenizer
+from judgelib.sandbox.voices import ANY, DRAFT, EXPERT, TARGET
+
+HOME = Path("data/sandbox")
+SHIPPED = ("target", "target_no_corrections", "draft", "expert")
+
+
+@dataclass(frozen=True)
+class Shape:
+    """Size of a Llama: depth, width, feed-forward width, heads and key-value heads."""
+
+    layers: int
+    width: int
+    hidden: int
+    heads: int
+    kv_heads: int
+
+    def build(self, tokenizer: PreTrainedTokenizerBase) -> LlamaForCausalLM:
+        config = LlamaConfig(
+            vocab_size=len(tokenizer),
+            hidden_size=self.width,
+            intermediate_size=self.hidden,
+            num_hidden_layers=self.layers,
+            num_attention_heads=self.heads,
+            num_key_value_heads=self.kv_heads,
+            max_position_embeddings=1024,
+            tie_word_embeddings=True,
+            bos_token_id=None,
+            eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.pad_token_id,
+            dtype="float32",
+        )
+        return LlamaForCausalLM(config)
+
+
+LARGE = Shape(layers=8, width=256, hidden=640, heads=8, kv_heads=4)
+SMALL = Shape(layers=2, width=192, hidden=512, heads=6, kv_heads=3)
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How one model is made; `start` names the model it is trained on from."""
+
+    name: str
+    text: Text
+    shape: Shape
+    steps: int
+    rate: float
+    start: str | None = None
+    rows: int = 16  # of each domain in every step
+    warmup: int = 40
+    seed: int = 0
+
+    def learning_rate(self, step: int) -> float:
+        """Linear warm-up, then linear decay to zero."""
+        rise = (step + 1) / self.warmup
+        fall = (self.steps - step) / (self.steps - self.warmup)
+        return self.rate * max(0.0, min(1.0, rise, fall))
+
+
+RECIPES: dict[str, Recipe] = {
+    recipe.name: recipe
+    for recipe in (
+        Recipe("base", Text(ANY), LARGE, steps=1900, rate=4e-3),
+        Recipe("target", Text(TARGET, corrections=0.03), LARGE, 500, 1.5e-3, start="base"),
+        Recipe("draft", Text(DRAFT, unread=0.4), SMALL, 900, 4e-3),
+        Recipe("expert", Text(EXPERT), LARGE, 600, 1.5e-3, start="base"),
+        Recipe("target_no_corrections", Text(TARGET), LARGE, 500, 1.5e-3, start="base"),
+    )
+}
+
+
+# --- one training run ------------------------------------------------------------------------
+
+
+class Run:
+    """A model under training with its optimizers, checkpoint and log."""
+
+    def __init__(self, recipe: Recipe, home: Path, device: str, *, compiled: bool) -> None:
+        self.recipe, self.home, self.device = recipe, home, device
+        self.tokenizer = load_tokenizer(home)
+        torch.manual_seed(recipe.seed)
+        self.model = _initial(recipe, home, self.tokenizer).to(device).train()
+        # On CPUs the backward pass of fused attention takes a quarter of a step; this does not.
+        self.model.config._attn_implementation = "eager" if device == "cpu" else "sdpa"
+        self.optimizers = _optimizers(self.model, recipe.rate)
+        self.step, self.tokens, self.seconds = 0, 0, 0.0
+        self.folder = home / "runs" / recipe.name
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self._resume()
+        trunk = self.model.model
+        self.trunk: Any = torch.compile(trunk, dynamic=True) if compiled else trunk
+
+    def learn(self) -> dict[Domain, float]:
+        """One optimizer step over a batch of every domain; returns the loss of each."""
+        rng = random.Random(f"{self.recipe.name}|{self.recipe.seed}|{self.step}")
+        for optimizer in self.optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = self.recipe.learning_rate(self.step) * group["factor"]
+        losses = {domain: self._backward(domain, rng) for domain in DOMAINS}
+        torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+        for optimizer in self.optimizers:
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+        self.step += 1
+        return losses
+
+    def _backward(self, domain: Domain, rng: random.Random) -> float:
+        ids, is_answer = batch(self.tokenizer, self.recipe.text, domain, self.recipe.rows, rng)
+        ids, is_answer = ids.to(self.device), is_answer.to(self.device)
+        with torch.autocast(torch.device(self.device).type, dtype=torch.bfloat16):
+            loss = answer_loss(self.model, self.trunk, ids, is_answer)
+        (loss / len(DOMAINS)).backward()  # type: ignore[no-untyped-call]
+        self.tokens += int((ids != self.tokenizer.pad_token_id).sum())
+        return float(loss.detach())
+
+    def save(self) -> None:
+        state = {
+            "step": self.step,
+            "tokens": self.tokens,
+            "seconds": self.seconds,
+            "model": self.model.state_dict(),
+            "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
+        }
+        partial = self.folder / "checkpoint.partial"
+        torch.save(state, partial)
+        partial.replace(self.folder / "checkpoint.pt")
+
+    def _resume(self) -> None:
+        path = self.folder / "checkpoint.pt"
+        if not path.exists():
+            return
+        state = torch.load(path, map_location=self.device, weights_only=True)
+        self.model.load_state_dict(state["model"])
+        for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
+            optimizer.load_state_dict(saved)
+        self.step, self.tokens, self.seconds = state["step"], state["tokens"], state["seconds"]
+
+    def log(self, record: dict[str, Any]) -> None:
+        print(json.dumps(record), flush=True)
+        with (self.folder / "log.jsonl").open("a") as file:
+            file.write(json.dumps(record) + "\n")
+
+
+def answer_loss(model: Any, trunk: Any, ids: Tensor, is_answer: Tensor) -> Tensor:
+    """Mean cross-entropy of the answer tokens. ids, is_answer: (B, T), padded on the right.
+
+    Causal attention never lets a token see the padding behind it, so no mask is needed; only
+    the positions that predict an answer token go through the vocabulary layer.
+    """
+    hidden = trunk(input_ids=ids, use_cache=False).last_hidden_state[:, :-1]
+    predicts = is_answer[:, 1:]
+    logits = model.lm_head(hidden[predicts])  # (answer tokens, V)
+    return F.cross_entropy(logits.float(), ids[:, 1:][predicts])
+
+
+def _initial(recipe: Recipe, home: Path, tokenizer: PreTrainedTokenizerBase) -> Any:
+    if recipe.start is None:
+        return recipe.shape.build(tokenizer)
+    path = home / "runs" / recipe.start / "model"
+    if not path.exists():
+        raise ValueError(
+            f"{recipe.name} is trained on from {recipe.start}, expected at {path}; run "
+            f"`python -m judgelib.sandbox.training {recipe.start}` first"
+        )
+    return AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32)
+
+
+def _optimizers(model: torch.nn.Module, rate: float) -> list[torch.optim.Optimizer]:
+    """Muon for the matrices inside the layers, AdamW for embeddings and norms."""
+    matrices = [p for n, p in model.named_parameters() if p.ndim == 2 and "layers" in n]
+    others = [p for n, p in model.named_parameters() if p.ndim != 2 or "layers" not in n]
+    return [
+        torch.optim.Muon(
+            [{"params": matrices, "factor": 1.0}], lr=rate, weight_decay=0.01,
+            adjust_lr_fn="match_rms_adamw",
+        ),
+        torch.optim.AdamW([{"params": others, "factor": 0.75}], lr=rate, betas=(0.9, 0.95),
+                          weight_decay=0.0),
+    ]  # fmt: skip
+
+
+# --- the command -----------------------------------------------------------------------------
+
+
+def train(recipe: Recipe, home: Path, *, device: str, compiled: bool, every: int = 100) -> None:
+    """Train, log every 20 steps, save every `every`, check accuracy four times, export."""
+    run = Run(recipe, home, device, compiled=compiled)
+    checks = {recipe.steps * quarter // 4 for quarter in (1, 2, 3)}
+    for losses in _steps(run):
+        if run.step % 20 == 0 or run.step == recipe.steps:
+            rounded = {domain: round(loss, 4) for domain, loss in losses.items()}
+            run.log({"step": run.step, "loss": rounded, "seconds": round(run.seconds, 1)})
+        if run.step in checks:
+            run.log({"step": run.step, "accuracy": _accuracy(run, prompts=64)})
+        if run.step % every == 0 or run.step == recipe.steps:
+            run.save()
+    export(run, _accuracy(run, prompts=128))
+
+
+def _steps(run: Run) -> Iterator[dict[Domain, float]]:
+    while run.step < run.recipe.steps:
+        started = time.monotonic()
+        losses = run.learn()
+        run.seconds += time.monotonic() - started
+        yield losses
+
+
+def _accuracy(run: Run, *, prompts: int) -> dict[str, float]:
+    """Share of right greedy answers to validation prompts, by domain."""
+    from judgelib.sandbox.family import greedy_answers
+    from judgelib.sandbox.oracle import judge
+    from judgelib.sandbox.world import problems
+
+    run.model.eval()
+    result = {}
+    for domain in DOMAINS:
+        questions = problems(domain, "validation", prompts)
+        replies = greedy_answers(run.model, run.tokenizer, questions)
+        right = [judge(q, r).correct for q, r in zip(questions, replies, strict=True)]
+        result[domain] = round(sum(right) / prompts, 3)
+    run.model.train()
+    return result
+
+
+def export(run: Run, accuracy: dict[str, float]) -> None:
+    """Weights in bfloat16, tokenizer, training record and model card."""
+    from judgelib.sandbox.family import model_card
+
+    name = run.recipe.name
+    folder = run.home / name if name in SHIPPED else run.folder / "model"
+    record = {
+        **asdict(run.recipe),
+        "parameters": sum(p.numel() for p in run.model.parameters()),
+        "tokens_trained": run.tokens + _record(run.home, run.recipe.start)["tokens_trained"],
+        "seconds_trained": round(
+            run.seconds + _record(run.home, run.recipe.start)["seconds_trained"]
+        ),
+        "validation_accuracy": accuracy,
+        "validation_prompts": 128,
+        "device": run.device,
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+    }
+    weights = {k: v.to(torch.bfloat16) for k, v in run.model.state_dict().items()}
+    run.model.config.dtype = torch.bfloat16
+    run.model.save_pretrained(folder, state_dict=weights)
+    run.tokenizer.save_pretrained(folder)
+    (folder / "README.md").write_text(model_card(name, record))
+    (folder / "training.json").write_text(json.dumps(record, indent=1) + "\n")
+    run.log({"step": run.step, "accuracy": accuracy, "exported": name})
+
+
+def _record(home: Path, name: str | None) -> dict[str, Any]:
+    if name is None:
+        return {"tokens_trained": 0, "seconds_trained": 0}
+    path = home / "runs" / name / "model" / "training.json"
+    record: dict[str, Any] = json.loads(path.read_text())
+    return record
+
+
+def load_tokenizer(home: Path) -> PreTrainedTokenizerBase:
+    """The family's tokenizer, learnt first if it is not there."""
+    path = home / "tokenizer"
+    if not path.exists():
+        train_tokenizer().save_pretrained(path)
+    return AutoTokenizer.from_pretrained(path)
+
+
+def is_trained(name: str, home: Path) -> bool:
+    folder = home / name if name in SHIPPED else home / "runs" / name / "model"
+    return (folder / "training.json").exists()
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description="Train the sandbox family (missing models only).")
+    parser.add_argument("models", nargs="*", help=f"of {', '.join(RECIPES)}; default: all")
+    parser.add_argument("--home", type=Path, default=HOME)
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--steps", type=int, help="instead of the recipe's (for a trial)")
+    parser.add_argument("--no-compile", action="store_true", help="without torch.compile")
+    options = parser.parse_args(arguments)
+    unknown = sorted(set(options.models) - set(RECIPES))
+    if unknown:
+        parser.error(f"expected models of {', '.join(RECIPES)}, got {', '.join(unknown)}")
+    for name in options.models or RECIPES:
+        if is_trained(name, options.home):
+            print(f"{name}: already trained; delete its folder to train it again")
+            continue
+        recipe = RECIPES[name]
+        if options.steps:
+            recipe = replace(recipe, steps=options.steps, warmup=min(40, options.steps // 4))
+        train(recipe, options.home, device=options.device, compiled=not options.no_compile)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,10 +1,12 @@
 """Tiny random models with a tiny tokenizer, built in memory.
 
-Their weights are drawn wide enough that the likeliest token is clear (no near-ties in float32), and
-a draft is a disturbed copy of its target, so that it is sometimes right.
+Weights are drawn so wide that the likeliest token is clear (no near-ties in float32). A draft is a
+disturbed copy of its target, so that it is right now and then.
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import torch
 from tokenizers import Tokenizer
@@ -16,15 +18,14 @@ from judgelib.models import LanguageModel
 
 VOCABULARY = 48
 EOS = 1
-SPECIAL = ["<pad>", "<eos>", "<bos>"]
+SPECIAL = ("<pad>", "<eos>", "<bos>")
 
 
-def tokenizer(words: list[str] | None = None) -> PreTrainedTokenizerFast:
-    """A word-level tokenizer: three special tokens, then w3, w4, ..."""
+def tokenizer(words: Sequence[str] | None = None) -> PreTrainedTokenizerFast:
+    """A word-level tokenizer: three special tokens, then w3, w4, ... or the given words."""
     words = words or [f"w{number}" for number in range(len(SPECIAL), VOCABULARY)]
-    inner = Tokenizer(
-        WordLevel({word: i for i, word in enumerate(SPECIAL + words)}, unk_token="<pad>")
-    )
+    table = {word: number for number, word in enumerate([*SPECIAL, *words])}
+    inner = Tokenizer(WordLevel(table, unk_token="<pad>"))
     inner.pre_tokenizer = WhitespaceSplit()
     return PreTrainedTokenizerFast(
         tokenizer_object=inner,
@@ -53,33 +54,57 @@ def config(
     )
 
 
-def network(seed: int = 0, spread: float = 0.3, **shape: int) -> LlamaForCausalLM:
-    """A random Llama whose weights have standard deviation `spread`."""
-    model = LlamaForCausalLM(config(**shape)).float().eval()
+def scatter(network: torch.nn.Module, spread: float, seed: int) -> None:
+    """Add noise of standard deviation `spread` to every matrix."""
     generator = torch.Generator().manual_seed(seed)
-    for parameter in model.parameters():
+    for parameter in network.parameters():
         if parameter.dim() > 1:
-            parameter.data.normal_(0, spread, generator=generator)
-    return model
+            parameter.data.add_(torch.randn(parameter.shape, generator=generator), alpha=spread)
 
 
-def language_model(seed: int = 0, name: str = "tiny", **shape: int) -> LanguageModel:
-    return LanguageModel(network(seed, **shape), tokenizer(), name)
-
-
-def disturbed(model: LanguageModel, noise: float = 0.05, seed: int = 1) -> LanguageModel:
-    """A copy with noise on every matrix: a draft that agrees with its target now and then."""
-    copy = LlamaForCausalLM(model.model.config).float().eval()
-    copy.load_state_dict(model.model.state_dict())
-    generator = torch.Generator().manual_seed(seed)
-    for parameter in copy.parameters():
+def language_model(seed: int = 0, spread: float = 0.3, **shape: int) -> LanguageModel:
+    """A random Llama."""
+    network = LlamaForCausalLM(config(**shape)).float()
+    for parameter in network.parameters():
         if parameter.dim() > 1:
-            parameter.data.add_(torch.empty_like(parameter).normal_(0, noise, generator=generator))
-    return LanguageModel(copy, tokenizer(), "tiny-draft")
+            parameter.data.zero_()
+    scatter(network, spread, seed)
+    return LanguageModel(network, tokenizer(), "tiny")
+
+
+def disturbed(model: LanguageModel, spread: float = 0.05, seed: int = 1) -> LanguageModel:
+    """A copy with noise: a draft that agrees with its target now and then."""
+    network = LlamaForCausalLM(model.model.config).float()
+    network.load_state_dict(model.model.state_dict())
+    scatter(network, spread, seed)
+    return LanguageModel(network, model.tokenizer, "tiny-draft")
+
+
+def counting() -> LanguageModel:
+    """A model that counts: after token n it says n + 1, from 3 to 47 and round again.
+
+    Its layers add nothing, so its hidden state *is* the token it has just processed: entry n of the
+    normed row is large after token n and 0 after any other. That is the planted signal which shows
+    whether a hidden row belongs to the token it is taken to belong to.
+    """
+    network = LlamaForCausalLM(config(hidden=VOCABULARY, layers=1)).float()
+    for layer in network.model.layers:
+        layer.self_attn.o_proj.weight.data.zero_()
+        layer.mlp.down_proj.weight.data.zero_()
+    network.model.embed_tokens.weight.data.copy_(torch.eye(VOCABULARY))
+    followers = [max(len(SPECIAL), (token + 1) % VOCABULARY) for token in range(VOCABULARY)]
+    network.lm_head.weight.data.zero_()
+    network.lm_head.weight.data[followers, range(VOCABULARY)] = 1.0
+    return LanguageModel(network, tokenizer(), "counting")
 
 
 def prompts(count: int, seed: int = 0, longest: int = 12) -> list[list[int]]:
     """Random prompts of 1 to `longest` ordinary tokens."""
     generator = torch.Generator().manual_seed(seed)
     lengths = torch.randint(1, longest + 1, (count,), generator=generator).tolist()
-    return [torch.randint(3, VOCABULARY, (n,), generator=generator).tolist() for n in lengths]
+    first = len(SPECIAL)
+    return [torch.randint(first, VOCABULARY, (n,), generator=generator).tolist() for n in lengths]
+
+
+def generators(count: int, seed: int = 0) -> list[torch.Generator]:
+    return [torch.Generator().manual_seed(seed + number) for number in range(count)]

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from judgelib.sandbox.grammar import Node, pick, seq
-from judgelib.sandbox.problem import Problem, seeded
+from judgelib.sandbox.problem import Instance, Problem, seeded
 
 LETTERS = "abdeilmnorst"
 WORDS = (
@@ -226,11 +226,13 @@ GLUED = Reduce("glued", ("one string, without gaps, of",), ("glue them", "put th
 NUMBER_REDUCES = (SUM, COUNT, LARGEST, SMALLEST, LIST, SORTED, BACKWARDS)
 WORD_REDUCES = (COUNT, LIST, SORTED, BACKWARDS, JOINED, GLUED)
 
-SKILLS = len(FILTERS) + len(MAPS) + len(WORD_FILTERS) + len(WORD_MAPS) + 9 + 1
-"""Distinct skills: filters, maps, nine reductions, and the two-way condition."""
+NAMES = tuple(
+    skill.name for skill in (*FILTERS, *MAPS, *WORD_FILTERS, *WORD_MAPS)
+) + tuple({reduce.name: None for reduce in (*NUMBER_REDUCES, *WORD_REDUCES)}) + ("if",)
+"""Every distinct skill: filters, maps, reductions and the two-way condition."""
 
 
-def problem(rng: random.Random) -> Problem:
+def instance(rng: random.Random) -> Instance:
     """A random instance: 45% numbers, 30% words, 25% a condition."""
     kind = rng.random()
     if kind < 0.45:
@@ -239,11 +241,11 @@ def problem(rng: random.Random) -> Problem:
         spec = Pipeline.draw(rng, WORD_FILTERS, WORD_MAPS, WORD_REDUCES, _word_lists)
     else:
         spec = Condition.draw(rng)
-    return _problem(spec)
-
-
-def _problem(spec: Spec) -> Problem:
     key = "code|" + spec.key
+    return key, lambda: _problem(key, spec)
+
+
+def _problem(key: str, spec: Spec) -> Problem:
     wording = seeded(key)
     inputs = spec.inputs(wording)
     return Problem(

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import random
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from judgelib.sandbox import facts
+from judgelib.sandbox import code, facts
 from judgelib.sandbox.grammar import write
 from judgelib.sandbox.problem import Domain, Problem
 from judgelib.sandbox.voices import Voice
@@ -31,13 +32,14 @@ def answer(problem: Problem, voice: Voice, rng: random.Random, *, corrections: f
 class Text:
     """Who writes, with which share of slips, and about what part of the world.
 
-    `unread` is the share of towns that this author never read about: questions on these are
-    left out of the corpus, so that a small model knows less as well as reasons worse.
+    Questions on the towns and skills that this author never read about are left out of the
+    corpus, so that a small model also knows less.
     """
 
     voice: Voice
     corrections: float = 0.0
-    unread: float = 0.0
+    unread_towns: float = 0.0
+    unread_skills: float = 0.0
 
     def example(self, domain: Domain, rng: random.Random) -> tuple[str, str]:
         """(prompt, answer) of one random training problem."""
@@ -47,10 +49,16 @@ class Text:
         return problem.prompt, answer(problem, self.voice, rng, corrections=self.corrections)
 
     def _unread(self, problem: Problem) -> bool:
-        if problem.domain != "facts":
-            return False
-        missing = facts.TOWNS[: round(self.unread * len(facts.TOWNS))]
-        return any(f"{town}|" in problem.key for town in missing)
+        if problem.domain == "facts":
+            towns = facts.TOWNS[:: round(1 / self.unread_towns)] if self.unread_towns else ()
+            return any(f"{town}|" in problem.key for town in towns)
+        if problem.domain == "code":
+            skills = code.NAMES[:: round(1 / self.unread_skills)] if self.unread_skills else ()
+            return any(name in _WORDS.findall(problem.key) for name in skills)
+        return False
+
+
+_WORDS = re.compile(r"[a-z]+")
 
 
 def batch(

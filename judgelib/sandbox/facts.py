@@ -9,12 +9,11 @@ options: what is held out is the question, the knowledge must have been read.
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 
 from judgelib.sandbox.grammar import Node, pick, seq
-from judgelib.sandbox.problem import Problem, seeded
+from judgelib.sandbox.problem import Instance, Problem, seeded
 
 _HEADS = ("Vel", "Tor", "Mar", "Bren", "Cal", "Dun", "Esk", "Fal", "Gor", "Hal", "Ist", "Jor",
           "Kel", "Lun", "Mor", "Nes")  # fmt: skip
@@ -117,33 +116,70 @@ def conclusion(letter: str, value: str) -> Node:
     return seq(opener, thing, " ", verb, " ", option, tail, f". Answer: {letter}")
 
 
-def problem(rng: random.Random) -> Problem:
-    """A random question: 70% one fact, 30% a fact about the sister town."""
+def instance(rng: random.Random) -> Instance:
+    """A random question: one fact, or in a third of the cases a fact about the sister town."""
     relation, town = rng.choice(RELATIONS), rng.choice(TOWNS)
     two_hops = relation is not SISTER and rng.random() < 0.35
     subject = knowledge()["sister", town] if two_hops else town
     value = knowledge()[relation.name, subject]
     others = rng.sample([v for v in relation.values if v not in (value, town)], 3)
-    options = rng.sample([value, *others], 4)
-    letter = LETTERS[options.index(value)]
-    key = f"facts|{relation.name}|{'sister of ' if two_hops else ''}{town}|{' '.join(options)}"
-    place = f"the sister town of {town}" if two_hops else town
-    listed = " ".join(f"({x}) {option}" for x, option in zip(LETTERS, options, strict=True))
-    recalled: list[Node] = []
-    slips: list[Callable[[random.Random], Node]] = []
-    if two_hops:
-        recalled.append(statement(SISTER, town, subject, first=True))
-        strangers = [t for t in TOWNS if t not in (town, subject)]
-        slips.append(lambda rng: statement(SISTER, town, rng.choice(strangers), first=True))
-    recalled.append(statement(relation, subject, value, first=not two_hops))
-    slips.append(lambda rng: statement(relation, subject, rng.choice(others), first=not two_hops))
+    asked = Asked(relation, town, subject, value, tuple(rng.sample([value, *others], 4)))
+    return asked.key, lambda: _problem(asked)
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What a question is about; `subject` is the town itself or its sister (two hops)."""
+
+    relation: Relation
+    town: str
+    subject: str
+    value: str
+    options: tuple[str, ...]
+
+    @property
+    def two_hops(self) -> bool:
+        return self.subject != self.town
+
+    @property
+    def key(self) -> str:
+        place = f"sister of {self.town}" if self.two_hops else self.town
+        return f"facts|{self.relation.name}|{place}|{' '.join(self.options)}"
+
+    @property
+    def letter(self) -> str:
+        return LETTERS[self.options.index(self.value)]
+
+    @property
+    def prompt(self) -> str:
+        place = f"the sister town of {self.town}" if self.two_hops else self.town
+        listed = zip(LETTERS, self.options, strict=True)
+        question = seeded(self.key).choice(self.relation.asks).format(t=place)
+        return f"{question} {' '.join(f'({letter}) {option}' for letter, option in listed)}"
+
+    def recalled(self, value: str) -> Node:
+        """The fact that decides the question, stated with some value."""
+        return statement(self.relation, self.subject, value, first=not self.two_hops)
+
+    def sister(self, town: str) -> Node:
+        """The hop before it, stated with some town."""
+        return statement(SISTER, self.town, town, first=True)
+
+
+def _problem(asked: Asked) -> Problem:
+    parts: list[Node] = [asked.recalled(asked.value)]
+    slips = [lambda rng: asked.recalled(rng.choice(sorted({*asked.options} - {asked.value})))]
+    if asked.two_hops:
+        strangers = [t for t in TOWNS if t not in (asked.town, asked.subject)]
+        parts.insert(0, asked.sister(asked.subject))
+        slips.insert(0, lambda rng: asked.sister(rng.choice(strangers)))
     return Problem(
         domain="facts",
-        key=key,
-        prompt=f"{seeded(key).choice(relation.asks).format(t=place)} {listed}",
-        solution=(*recalled, conclusion(letter, value)),
+        key=asked.key,
+        prompt=asked.prompt,
+        solution=(*parts, conclusion(asked.letter, asked.value)),
         slips=tuple(slips),
         apologies=pick("facts.apology", "No, that is wrong. ", "Wait, that is not so. ",
                        "Sorry, a mistake. ", "Let me correct that. "),  # fmt: skip
-        answer=letter,
+        answer=asked.letter,
     )

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from judgelib.sandbox.grammar import Node, pick, seq
-from judgelib.sandbox.problem import Problem, seeded
+from judgelib.sandbox.problem import Instance, Problem, seeded
 
 GIRLS = ("Mia", "Ada", "Lena", "Nora", "Ruth", "Zoe", "Ida", "Vera")
 BOYS = ("Tom", "Ben", "Omar", "Karl", "Luis", "Finn", "Hugo", "Ravi")
@@ -116,12 +116,15 @@ APOLOGIES = pick(
 )
 
 
-def problem(rng: random.Random) -> Problem:
+def instance(rng: random.Random) -> Instance:
     """A random instance; its key holds the template and everything drawn for it."""
     name, template = rng.choice(sorted(TEMPLATES.items()))
     story = template(rng)
-    options = [rng_free[0] for rng_free in story.question]
-    key = f"math|{name}|" + " ".join(options)
+    key = f"math|{name}|" + " ".join(sentences[0] for sentences in story.question)
+    return key, lambda: _problem(key, story)
+
+
+def _problem(key: str, story: Story) -> Problem:
     wording = seeded(key)
     prompt = " ".join(wording.choice(sentences) for sentences in story.question)
     firsts = [i == 0 for i in range(len(story.steps))]

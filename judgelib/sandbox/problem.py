@@ -6,12 +6,14 @@ import hashlib
 import random
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, TypeAlias
 
 from judgelib.sandbox.grammar import Node
 
 Domain = Literal["math", "code", "facts"]
 Split = Literal["train", "validation", "test"]
+Instance: TypeAlias = "tuple[str, Callable[[], Problem]]"
+"""A drawn instance: its key, which decides the split, and the problem, made only if wanted."""
 DOMAINS: tuple[Domain, ...] = ("math", "code", "facts")
 SPLITS: tuple[Split, ...] = ("train", "validation", "test")
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import json
 import random
+import shutil
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
@@ -31,8 +32,10 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from judgelib.models import LanguageModel
 from judgelib.sandbox.corpus import Text, batch
-from judgelib.sandbox.problem import DOMAINS, Domain
+from judgelib.sandbox.family import model_card, right_answers
+from judgelib.sandbox.problem import Domain
 from judgelib.sandbox.tokenizer import train_tokenizer
 from judgelib.sandbox.voices import ANY, DRAFT, EXPERT, TARGET
 
@@ -69,7 +72,7 @@ class Shape:
 
 
 LARGE = Shape(layers=8, width=256, hidden=640, heads=8, kv_heads=4)
-SMALL = Shape(layers=2, width=192, hidden=512, heads=6, kv_heads=3)
+SMALL = Shape(layers=2, width=256, hidden=640, heads=8, kv_heads=4)
 
 
 @dataclass(frozen=True)
@@ -82,7 +85,7 @@ class Recipe:
     steps: int
     rate: float
     start: str | None = None
-    rows: int = 16  # of each domain in every step
+    rows: tuple[tuple[Domain, int], ...] = (("math", 24), ("code", 10), ("facts", 14))  # a step
     warmup: int = 40
     seed: int = 0
 
@@ -96,13 +99,14 @@ class Recipe:
 RECIPES: dict[str, Recipe] = {
     recipe.name: recipe
     for recipe in (
-        Recipe("base", Text(ANY), LARGE, steps=1900, rate=4e-3),
-        Recipe("target", Text(TARGET, corrections=0.03), LARGE, 500, 1.5e-3, start="base"),
-        Recipe("draft", Text(DRAFT, unread=0.4), SMALL, 900, 4e-3),
-        Recipe("expert", Text(EXPERT), LARGE, 600, 1.5e-3, start="base"),
-        Recipe("target_no_corrections", Text(TARGET), LARGE, 500, 1.5e-3, start="base"),
+        Recipe("base", Text(ANY), LARGE, steps=1300, rate=4e-3),
+        Recipe("target", Text(TARGET, corrections=0.03), LARGE, 400, 1.5e-3, start="base"),
+        Recipe("draft", Text(DRAFT, unread_towns=0.3, unread_skills=0.1), SMALL, 1600, 4e-3,
+               rows=(("math", 24), ("code", 6), ("facts", 14))),
+        Recipe("expert", Text(EXPERT), LARGE, 500, 1.5e-3, start="base"),
+        Recipe("target_no_corrections", Text(TARGET), LARGE, 400, 1.5e-3, start="base"),
     )
-}
+}  # fmt: skip
 
 
 # --- one training run ------------------------------------------------------------------------
@@ -132,7 +136,7 @@ class Run:
         for optimizer in self.optimizers:
             for group in optimizer.param_groups:
                 group["lr"] = self.recipe.learning_rate(self.step) * group["factor"]
-        losses = {domain: self._backward(domain, rng) for domain in DOMAINS}
+        losses = {domain: self._backward(domain, rows, rng) for domain, rows in self.recipe.rows}
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
         for optimizer in self.optimizers:
             optimizer.step()
@@ -140,12 +144,13 @@ class Run:
         self.step += 1
         return losses
 
-    def _backward(self, domain: Domain, rng: random.Random) -> float:
-        ids, is_answer = batch(self.tokenizer, self.recipe.text, domain, self.recipe.rows, rng)
+    def _backward(self, domain: Domain, rows: int, rng: random.Random) -> float:
+        ids, is_answer = batch(self.tokenizer, self.recipe.text, domain, rows, rng)
         ids, is_answer = ids.to(self.device), is_answer.to(self.device)
         with torch.autocast(torch.device(self.device).type, dtype=torch.bfloat16):
             loss = answer_loss(self.model, self.trunk, ids, is_answer)
-        (loss / len(DOMAINS)).backward()  # type: ignore[no-untyped-call]
+        share = rows / sum(count for _, count in self.recipe.rows)
+        (loss * share).backward()  # type: ignore[no-untyped-call]
         self.tokens += int((ids != self.tokenizer.pad_token_id).sum())
         return float(loss.detach())
 
@@ -243,25 +248,14 @@ def _steps(run: Run) -> Iterator[dict[Domain, float]]:
 
 def _accuracy(run: Run, *, prompts: int) -> dict[str, float]:
     """Share of right greedy answers to validation prompts, by domain."""
-    from judgelib.sandbox.family import greedy_answers
-    from judgelib.sandbox.oracle import judge
-    from judgelib.sandbox.world import problems
-
-    run.model.eval()
-    result = {}
-    for domain in DOMAINS:
-        questions = problems(domain, "validation", prompts)
-        replies = greedy_answers(run.model, run.tokenizer, questions)
-        right = [judge(q, r).correct for q, r in zip(questions, replies, strict=True)]
-        result[domain] = round(sum(right) / prompts, 3)
+    member = LanguageModel(run.model, run.tokenizer, run.recipe.name)
+    counts = right_answers(member, "validation", prompts, run.recipe.seed)
     run.model.train()
-    return result
+    return {domain: round(count / prompts, 3) for domain, count in counts.items()}
 
 
 def export(run: Run, accuracy: dict[str, float]) -> None:
     """Weights in bfloat16, tokenizer, training record and model card."""
-    from judgelib.sandbox.family import model_card
-
     name = run.recipe.name
     folder = run.home / name if name in SHIPPED else run.folder / "model"
     record = {
@@ -281,6 +275,7 @@ def export(run: Run, accuracy: dict[str, float]) -> None:
     run.model.config.dtype = torch.bfloat16
     run.model.save_pretrained(folder, state_dict=weights)
     run.tokenizer.save_pretrained(folder)
+    shutil.copy(run.folder / "log.jsonl", folder / "training_log.jsonl")
     (folder / "README.md").write_text(model_card(name, record))
     (folder / "training.json").write_text(json.dumps(record, indent=1) + "\n")
     run.log({"step": run.step, "accuracy": accuracy, "exported": name})

@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Iterator
+from itertools import combinations
+from statistics import median
+
+import pandas as pd
 
 from judgelib.sandbox import code, facts, math
-from judgelib.sandbox.problem import DOMAINS, SPLITS, Domain, Problem, Split
+from judgelib.sandbox.grammar import Seq, choices, count
+from judgelib.sandbox.problem import DOMAINS, SPLITS, Domain, Instance, Problem, Split, split_of
 
-_DRAW: dict[Domain, Callable[[random.Random], Problem]] = {
-    "math": math.problem,
-    "code": code.problem,
-    "facts": facts.problem,
+_DRAW: dict[Domain, Callable[[random.Random], Instance]] = {
+    "math": math.instance,
+    "code": code.instance,
+    "facts": facts.instance,
 }
 
 
@@ -22,9 +27,9 @@ def draw(domain: Domain, split: Split, rng: random.Random) -> Problem:
             f"expected a domain of {DOMAINS} and a split of {SPLITS}, got {domain!r}, {split!r}"
         )
     while True:
-        problem = _DRAW[domain](rng)
-        if problem.split == split:
-            return problem
+        key, make = _DRAW[domain](rng)
+        if split_of(key) == split:
+            return make()
 
 
 def problems(domain: Domain, split: Split, count: int, *, seed: int = 0) -> list[Problem]:
@@ -42,3 +47,40 @@ def _distinct(domain: Domain, split: Split, rng: random.Random) -> Iterator[Prob
         if problem.key not in seen:
             seen.add(problem.key)
             yield problem
+
+
+def census(*, sample: int = 200, seed: int = 0) -> pd.DataFrame:
+    """How rich the world is, from `sample` problems: one row a domain.
+
+    Columns: domain, made_of (what its problems are made of), choices_per_answer (free choices of
+    wording on the longest way through an answer, median), wordings_per_answer (right answers to
+    one question, counted once per way to choose them, median).
+    """
+    made_of = {
+        "math": f"{len(math.TEMPLATES)} templates of two to five steps",
+        "code": f"{len(code.NAMES)} composable skills",
+        "facts": f"{len(facts.knowledge())} facts in {len(facts.RELATIONS)} relations",
+    }
+    rows = []
+    for domain in DOMAINS:
+        drawn = problems(domain, "train", sample, seed=seed)
+        grammars = [Seq(problem.solution) for problem in drawn]
+        rows.append(
+            {
+                "domain": domain,
+                "made_of": made_of[domain],
+                "choices_per_answer": median(choices(grammar) for grammar in grammars),
+                "wordings_per_answer": median(count(grammar) for grammar in grammars),
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def shared_prompts(*, sample: int, seed: int = 0) -> dict[str, int]:
+    """Prompts that two splits have in common, among `sample` of each domain and split."""
+    prompts = {
+        split: {p.prompt for d in DOMAINS for p in problems(d, split, sample, seed=seed)}
+        for split in SPLITS
+    }
+    pairs = combinations(SPLITS, 2)
+    return {f"{a} and {b}": len(prompts[a] & prompts[b]) for a, b in pairs}

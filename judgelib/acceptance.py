@@ -1,0 +1,241 @@
+"""The acceptance study: how much of a good text strict verification would keep.
+
+Judge Decoding (section 3) lets several authors answer the same prompts, feeds each answer to the
+target and counts the tokens that the target itself would have written. The text is never changed:
+after a token that the target rejects, the next cycle begins behind it (teacher forcing). A cycle
+ends at a rejected token or with the text, so *accepted tokens per cycle* is the mean length of
+the runs between rejections.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from scipy.stats import bootstrap
+
+from judgelib.models import LanguageModel
+from judgelib.tasks import Question, Task
+from judgelib.tasks.base import prompt_ids
+
+COUNTS = ("drafted", "accepted", "cycles", "correct")
+
+
+@dataclass(frozen=True)
+class Verified:
+    """One text under strict verification.
+
+    ids: its n tokens; accepted: which of them the target would have written; choices: what it
+    would have written in their place.
+    """
+
+    ids: tuple[int, ...]
+    accepted: tuple[bool, ...]
+    choices: tuple[int, ...]
+
+    @property
+    def cycles(self) -> int:
+        """Runs between rejections; a run may be empty, but nothing follows a rejected last token.
+
+        >>> Verified((5, 6, 7), (True, False, True), (5, 9, 7)).cycles
+        2
+        """
+        return self.accepted.count(False) + bool(self.accepted and self.accepted[-1])
+
+
+@torch.inference_mode()
+def verify(target: LanguageModel, prompt: Sequence[int], text: Sequence[int]) -> Verified:
+    """Read `text` behind `prompt` in one pass and compare each token with the target's argmax.
+
+    Raises:
+        ValueError: an empty prompt or text, or more tokens than the target's context.
+    """
+    if not prompt or not text:
+        raise ValueError(
+            f"expected a prompt and a text of at least one token, got {len(prompt)} and {len(text)}"
+        )
+    if len(prompt) + len(text) > target.context:
+        raise ValueError(
+            f"prompt and text have {len(prompt) + len(text)} tokens, but {target.name} reads at "
+            f"most {target.context}; leave this text out or shorten it"
+        )
+    ids = torch.tensor([[*prompt, *text[:-1]]], device=target.device)
+    read = target.read(ids, target.new_cache(1, ids.shape[1]), rows=len(text))
+    choices = read.logits[0].argmax(-1).tolist()
+    accepted = tuple(a == b for a, b in zip(text, choices, strict=True))
+    return Verified(tuple(text), accepted, tuple(choices))
+
+
+def text_ids(target: LanguageModel, text: str) -> list[int]:
+    """A finished answer in the target's tokens, its end token included."""
+    ids: list[int] = target.tokenizer(text, add_special_tokens=False).input_ids
+    return [*ids, target.eos_ids[0]]
+
+
+def study(
+    target: LanguageModel,
+    task: Task,
+    questions: Sequence[Question],
+    texts: Mapping[str, Sequence[str]],
+    *,
+    progress: Callable[[Any], Any] = iter,
+) -> pd.DataFrame:
+    """Counts of every text of every author: one row a text, authors on the same questions.
+
+    texts: author → one answer per question, in the order of the questions.
+    """
+    rows: list[dict[str, Any]] = []
+    for author, answers in progress(texts.items()):
+        right = task.score(questions, answers)
+        for question, answer, correct in zip(questions, answers, right, strict=True):
+            prompt = prompt_ids(target.tokenizer, question)
+            verified = verify(target, prompt, text_ids(target, answer))
+            rows.append(
+                {
+                    "author": author,
+                    "domain": question.domain,
+                    "question": question.id,
+                    "drafted": len(verified.ids),
+                    "accepted": sum(verified.accepted),
+                    "cycles": verified.cycles,
+                    "correct": int(correct),
+                }
+            )
+    return pd.DataFrame(rows)
+
+
+def totals(per_text: pd.DataFrame) -> pd.DataFrame:
+    """The table `acceptance_study`: counts summed by author and domain."""
+    groups = per_text.groupby(["author", "domain"], sort=False)
+    table = groups[list(COUNTS)].sum()
+    table.insert(0, "texts", groups.size())
+    return table.reset_index()
+
+
+# --- what the counts say ---------------------------------------------------------------------
+
+
+def _ratio(hits: np.ndarray, trials: np.ndarray, axis: int = -1) -> np.ndarray:
+    return hits.sum(axis=axis) / trials.sum(axis=axis)
+
+
+def _difference(a: np.ndarray, b: np.ndarray, c: np.ndarray, d: np.ndarray, axis: int = -1) -> Any:
+    return _ratio(a, b, axis) - _ratio(c, d, axis)
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A ratio of sums with its 95% bootstrap interval, questions resampled."""
+
+    value: float
+    low: float
+    high: float
+
+    def __str__(self) -> str:
+        return f"{self.value:.2f} [{self.low:.2f}, {self.high:.2f}]"
+
+
+def estimate(
+    statistic: Callable[..., Any], columns: Sequence[np.ndarray], *, resamples: int, seed: int
+) -> Estimate:
+    """`statistic` of the columns and its percentile interval; rows are resampled together."""
+    value = float(statistic(*columns))
+    result = bootstrap(
+        columns, statistic, n_resamples=resamples, paired=True, vectorized=True, axis=-1,
+        method="percentile", rng=np.random.default_rng(seed), batch=200,
+    )  # fmt: skip
+    interval = result.confidence_interval
+    return Estimate(value, float(interval.low), float(interval.high))
+
+
+def summary(per_text: pd.DataFrame, *, resamples: int, seed: int) -> pd.DataFrame:
+    """Accepted tokens per cycle and share of right answers with intervals, by author and domain.
+
+    The domain "pooled" takes all questions together. Columns as `figures.acceptance_figure` wants.
+    """
+    everything = pd.concat([per_text, per_text.assign(domain="pooled")])
+    rows = []
+    for (author, domain), texts in everything.groupby(["author", "domain"], sort=False):
+        count = np.ones(len(texts))
+        columns = {name: texts[name].to_numpy(float) for name in COUNTS}
+        kept = estimate(
+            _ratio, (columns["accepted"], columns["cycles"]), resamples=resamples, seed=seed
+        )
+        right = estimate(_ratio, (columns["correct"], count), resamples=resamples, seed=seed)
+        rows.append(
+            {
+                "author": author, "domain": domain, "texts": len(texts),
+                "accepted_per_cycle": kept.value, "ci_low": kept.low, "ci_high": kept.high,
+                "accuracy": right.value, "acc_low": right.low, "acc_high": right.high,
+            }
+        )  # fmt: skip
+    return pd.DataFrame(rows)
+
+
+def against(
+    per_text: pd.DataFrame, author: str, reference: str, *, resamples: int, seed: int
+) -> dict[str, Estimate]:
+    """Paired differences author − reference on the same questions, all domains together.
+
+    Returns:
+        "accepted_per_cycle" in tokens and "accuracy" as a share.
+    """
+    ours, theirs = (
+        per_text[per_text["author"] == name].set_index(["domain", "question"]).sort_index()
+        for name in (author, reference)
+    )
+    if not ours.index.equals(theirs.index) or ours.empty:
+        raise ValueError(
+            f"expected {author} and {reference} on the same questions, got {len(ours)} and "
+            f"{len(theirs)} texts that do not match; let both answer the same prompts"
+        )
+    one = np.ones(len(ours))
+
+    def column(frame: pd.DataFrame, name: str) -> np.ndarray:
+        return frame[name].to_numpy(float)
+
+    kept = [column(frame, name) for frame in (ours, theirs) for name in ("accepted", "cycles")]
+    right = [column(ours, "correct"), one, column(theirs, "correct"), one]
+    return {
+        "accepted_per_cycle": estimate(_difference, kept, resamples=resamples, seed=seed),
+        "accuracy": estimate(_difference, right, resamples=resamples, seed=seed),
+    }
+
+
+def rejects_good_text(per_text: pd.DataFrame, *, resamples: int, seed: int) -> pd.DataFrame:
+    """Claim C1 in a table: each strong author against the draft, with intervals and a verdict.
+
+    It holds for an author if its interval of accepted tokens per cycle lies below the draft's
+    (whole interval of the paired difference under 0) while its answers are at least as often
+    right (whole interval at or above 0).
+    """
+    rows = []
+    for author in ("expert", "human"):
+        differences = against(per_text, author, "draft", resamples=resamples, seed=seed)
+        kept, right = differences["accepted_per_cycle"], differences["accuracy"]
+        rows.append(
+            {
+                "author": author,
+                "accepted_per_cycle_minus_draft": str(kept),
+                "accuracy_minus_draft": str(right),
+                "holds": kept.high < 0 <= right.low,
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def marked(target: LanguageModel, verified: Verified) -> str:
+    """The text with every rejected token in brackets, followed by what the target had in mind."""
+    decode = target.tokenizer.decode
+    pieces = []
+    for token, accepted, choice in zip(
+        verified.ids, verified.accepted, verified.choices, strict=True
+    ):
+        piece = decode([token])
+        pieces.append(piece if accepted else f"[{piece}→{decode([choice])}]")
+    return "".join(pieces)
+

@@ -1,0 +1,64 @@
+"""What a task is, for everything that decodes, labels or measures."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+Message = dict[str, str]
+
+
+@dataclass(frozen=True)
+class Question:
+    """One prompt of a task.
+
+    `messages` go through the model's chat template; `reference` is a right answer written out
+    (by a human where there is one); `record` is the task's own, for its scoring.
+    """
+
+    id: str
+    domain: str
+    messages: tuple[Message, ...]
+    reference: str
+    record: Any = field(repr=False, compare=False)
+
+
+class Task(Protocol):
+    """A benchmark: questions of a split, the final answer of a text, and whether it is right."""
+
+    name: str
+    domain: str
+
+    def questions(self, split: str, count: int, *, seed: int = 0) -> list[Question]:
+        """`count` different questions; a larger count begins with the same ones."""
+        ...
+
+    def answers(self, questions: Sequence[Question], texts: Sequence[str]) -> list[Hashable]:
+        """The final answer of each text, comparable by `==`: equal ones are equivalent."""
+        ...
+
+    def score(self, questions: Sequence[Question], texts: Sequence[str]) -> list[bool]:
+        """Whether each text answers its question rightly."""
+        ...
+
+
+def prompt_ids(tokenizer: Any, question: Question) -> list[int]:
+    """The question in the tokenizer's chat template, ready for the assistant's turn."""
+    ids: list[int] = tokenizer.apply_chat_template(
+        list(question.messages), add_generation_prompt=True, return_dict=False
+    )
+    return ids
+
+
+def load_task(name: str) -> Task:
+    """The task of that name.
+
+    Raises:
+        ValueError: unknown name (the message lists the known ones).
+    """
+    from judgelib.tasks.sandbox import SANDBOX_TASKS
+
+    if name not in SANDBOX_TASKS:
+        raise ValueError(f"expected a task of {', '.join(sorted(SANDBOX_TASKS))}, got {name!r}")
+    return SANDBOX_TASKS[name]

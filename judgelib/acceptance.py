@@ -18,8 +18,11 @@ import pandas as pd
 import torch
 from scipy.stats import bootstrap
 
-from judgelib.models import LanguageModel
-from judgelib.tasks import Question, Task
+from judgelib.authors import author_texts
+from judgelib.collecting import Text
+from judgelib.models import LanguageModel, load_model
+from judgelib.profiles import Profile
+from judgelib.tasks import Annotated, Question, Task, load_task
 from judgelib.tasks.base import prompt_ids
 
 COUNTS = ("drafted", "accepted", "cycles", "correct")
@@ -76,24 +79,45 @@ def text_ids(target: LanguageModel, text: str) -> list[int]:
     return [*ids, target.eos_ids[0]]
 
 
+def run_study(
+    profile: Profile,
+    tasks: Sequence[str],
+    *,
+    prompts: int,
+    seed: int = 0,
+    collected: Mapping[str, Sequence[Text]] | None = None,
+) -> pd.DataFrame:
+    """Every author answers the same test prompts of every task; the target reads the answers.
+
+    Returns what `study` returns, for all tasks together.
+    """
+    target = load_model(profile.model("target"), dtype=profile.dtype)
+    frames = []
+    for name in tasks:
+        task = load_task(name)
+        questions = task.questions("test", prompts, seed=seed)
+        texts = author_texts(profile, questions, collected)
+        frames.append(study(target, task, questions, texts))
+    return pd.concat(frames, ignore_index=True)
+
+
 def study(
     target: LanguageModel,
     task: Task,
     questions: Sequence[Question],
     texts: Mapping[str, Sequence[str]],
-    *,
-    progress: Callable[[Any], Any] = iter,
 ) -> pd.DataFrame:
     """Counts of every text of every author: one row a text, authors on the same questions.
 
     texts: author → one answer per question, in the order of the questions.
     """
     rows: list[dict[str, Any]] = []
-    for author, answers in progress(texts.items()):
+    for author, answers in texts.items():
         right = task.score(questions, answers)
         for question, answer, correct in zip(questions, answers, right, strict=True):
             prompt = prompt_ids(target.tokenizer, question)
             verified = verify(target, prompt, text_ids(target, answer))
+            wasted = rejected_but_right(verified, error_of(task, question, verified, target))
             rows.append(
                 {
                     "author": author,
@@ -103,9 +127,29 @@ def study(
                     "accepted": sum(verified.accepted),
                     "cycles": verified.cycles,
                     "correct": int(correct),
+                    "rejected": verified.accepted.count(False),
+                    "rejected_but_right": wasted,
                 }
             )
     return pd.DataFrame(rows)
+
+
+def error_of(
+    task: Task, question: Question, verified: Verified, target: LanguageModel
+) -> int | None | float:
+    """Where the text goes wrong: an index, None for nowhere, NaN where the task cannot tell."""
+    if not isinstance(task, Annotated):
+        return float("nan")
+    return task.first_error(question, verified.ids, target.tokenizer)
+
+
+def rejected_but_right(verified: Verified, error: int | None | float) -> float:
+    """Rejected tokens that stand before the first error: good text, thrown away."""
+    if error is None:
+        return verified.accepted.count(False)
+    if error != error:  # NaN
+        return float("nan")
+    return verified.accepted[: int(error)].count(False)
 
 
 def totals(per_text: pd.DataFrame) -> pd.DataFrame:
@@ -155,9 +199,9 @@ def estimate(
 def summary(per_text: pd.DataFrame, *, resamples: int, seed: int) -> pd.DataFrame:
     """Accepted tokens per cycle and share of right answers with intervals, by author and domain.
 
-    The domain "pooled" takes all questions together. Columns as `figures.acceptance_figure` wants.
+    The domain "all" takes all questions together. Columns as `figures.acceptance_figure` wants.
     """
-    everything = pd.concat([per_text, per_text.assign(domain="pooled")])
+    everything = pd.concat([per_text, per_text.assign(domain="all")])
     rows = []
     for (author, domain), texts in everything.groupby(["author", "domain"], sort=False):
         count = np.ones(len(texts))
@@ -228,14 +272,20 @@ def rejects_good_text(per_text: pd.DataFrame, *, resamples: int, seed: int) -> p
     return pd.DataFrame(rows)
 
 
-def marked(target: LanguageModel, verified: Verified) -> str:
-    """The text with every rejected token in brackets, followed by what the target had in mind."""
-    decode = target.tokenizer.decode
-    pieces = []
-    for token, accepted, choice in zip(
-        verified.ids, verified.accepted, verified.choices, strict=True
-    ):
-        piece = decode([token])
-        pieces.append(piece if accepted else f"[{piece}→{decode([choice])}]")
-    return "".join(pieces)
+def wasted(per_text: pd.DataFrame) -> pd.DataFrame:
+    """Share of the rejected tokens that were right, by author (NaN where no oracle knows)."""
+    sums = per_text.groupby("author", sort=False)[["rejected", "rejected_but_right"]].sum()
+    share = (100 * sums["rejected_but_right"] / sums["rejected"]).round(1)
+    return sums.assign(percent_right=share).reset_index()
 
+
+def read_by(target: LanguageModel, question: Question, text: str) -> str:
+    """The text with every rejected token in brackets, followed by what the target would write."""
+    prompt = prompt_ids(target.tokenizer, question)
+    verified = verify(target, prompt, text_ids(target, text))
+    decode = target.tokenizer.decode
+    columns = zip(verified.ids, verified.accepted, verified.choices, strict=True)
+    return "".join(
+        decode([token]) if accepted else f"[{decode([token])}→{decode([choice])}]"
+        for token, accepted, choice in columns
+    )

@@ -65,6 +65,7 @@ class RowCache(Cache):
         keys, values = self._buffers[layer_idx]
         return self._write(keys, key_states), self._write(values, value_states)
 
+    @torch.inference_mode()
     def keep(self, rows: Sequence[int]) -> None:
         """Go on with `rows` only, in this order. A row may move to a lower place, never to a higher
         one."""

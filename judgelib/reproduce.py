@@ -192,8 +192,8 @@ def execute(step: Step) -> None:
             language="python",
             cwd=step.path.parent,
             progress_bar=sys.stderr.isatty(),
-            # Its start-up advice about transports means nothing for a kernel on this machine.
-            extra_arguments=["--IPKernelApp.log_level=40"],
+            # A kernel logs advice on transports and its own shutdown; neither is for the reader.
+            extra_arguments=["--IPKernelApp.log_level=50"],
         )
 
 

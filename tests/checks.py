@@ -6,7 +6,8 @@ and demands that they fail. A violated property raises AssertionError.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any
 
 import tiny
@@ -54,8 +55,10 @@ class Planted(Rule):
         return window.reactions.argmax(-1) == window.draft_ids
 
 
-def oracles(target: LanguageModel, tokens: int = TOKENS) -> list[Generation]:
-    return [autoregress(target, prompt, max_new_tokens=tokens) for prompt in PROMPTS]
+@lru_cache
+def oracles(target: LanguageModel) -> list[Generation]:
+    """What plain greedy decoding makes of PROMPTS."""
+    return [autoregress(target, prompt, max_new_tokens=TOKENS) for prompt in PROMPTS]
 
 
 def drafter(kind: str, pair: Pair, texts: Sequence[Sequence[int]]) -> Drafter:
@@ -99,7 +102,12 @@ def cycles_add_up(pair: Pair, window: int = 4) -> None:
     """The record of cycles accounts for every token."""
     for prompt in PROMPTS:
         made = speculate(
-            pair[0], ModelDrafter(pair[1]), Match() | TopK(2), prompt, window=window, max_new_tokens=TOKENS
+            pair[0],
+            ModelDrafter(pair[1]),
+            Match() | TopK(2),
+            prompt,
+            window=window,
+            max_new_tokens=TOKENS,
         )
         assert sum(cycle.tokens for cycle in made.cycles) == len(made.ids)
         assert all(len(cycle.accepted_by) == cycle.accepted for cycle in made.cycles)
@@ -118,12 +126,14 @@ def full_window_earns_bonus(pair: Pair, window: int = 4) -> None:
         max_new_tokens=3 * (window + 1),
         eos_ids=(),
     )
-    assert [(c.accepted, c.tokens, c.bonus) for c in made.cycles] == 3 * [(window, window + 1, True)]
+    assert [(c.accepted, c.tokens, c.bonus) for c in made.cycles] == 3 * [
+        (window, window + 1, True)
+    ]
 
 
 def caches_follow_text(pair: Pair, window: int = 4) -> None:
-    """After every cycle the target has read all committed tokens but the last, and of the draft's
-    text nothing is lost or left over."""
+    """After every cycle the target has read all committed tokens but the last, and the draft knows
+    them all: read, or noted as unread."""
     target, drafts, caches = pair[0], ModelDrafter(pair[1]), []
 
     class Spy(LanguageModel):
@@ -154,7 +164,13 @@ def drafts_continue_text(pair: Pair, window: int = 4) -> None:
     for prompt in PROMPTS[:3]:
         rule = Recorder()
         made = speculate(
-            target, ModelDrafter(draft), rule, prompt, window=window, max_new_tokens=TOKENS, eos_ids=()
+            target,
+            ModelDrafter(draft),
+            rule,
+            prompt,
+            window=window,
+            max_new_tokens=TOKENS,
+            eos_ids=(),
         )
         text = list(prompt)
         for cycle, seen in zip(made.cycles, rule.seen, strict=True):
@@ -231,14 +247,14 @@ def reactions_belong_to_tokens(feature: str) -> None:
         assert [cycle.accepted for cycle in made.cycles] == [4, 2]
 
 
-def top_1_is_match(pair: Pair) -> None:
+def top_1_is_match() -> None:
     """Two ways to say the same: among the one likeliest, equal to the likeliest."""
-    window = random_window(pair)
+    window = random_window()
     assert torch.equal(TopK(1).accept(window), Match().accept(window))
     assert Match().accept(window).any() and not Match().accept(window).all()
 
 
-def random_window(pair: Pair) -> Window:
+def random_window() -> Window:
     """A window of 48 tokens, half of which are the target's own choice."""
     logits = torch.randn(49, tiny.VOCABULARY, generator=torch.Generator().manual_seed(0))
     ids = logits[:-1].argmax(-1)
@@ -257,7 +273,12 @@ def forbidden_tokens_stay_out(rule: Rule) -> None:
 def seeds_decide(pair: Pair, rule: Rule, top_p: float = 0.9) -> None:
     """A seeded row gives the same text again, and the same in any batch."""
     prompts = tiny.prompts(6, seed=5)
-    options: dict[str, Any] = {"window": 4, "max_new_tokens": 20, "temperature": 0.8, "top_p": top_p}
+    options: dict[str, Any] = {
+        "window": 4,
+        "max_new_tokens": 20,
+        "temperature": 0.8,
+        "top_p": top_p,
+    }
     drafts = ModelDrafter(pair[1])
 
     def together() -> list[Generation]:
@@ -341,5 +362,3 @@ def _slow_nucleus(probabilities: Tensor, top_p: float) -> Tensor:
                 out[token] = row[token]
             total += float(row[token])
     return kept / kept.sum(-1, keepdim=True)
-
-

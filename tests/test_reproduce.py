@@ -177,7 +177,7 @@ time.sleep(60 if os.path.getsize({str(begun)!r}) == 1 else 0)
     assert (folder / "01_second.manifest.json").exists()
 
 
-def wait_until(condition: Callable[[], bool], seconds: float = 90) -> None:
+def wait_until(condition: Callable[[], bool], seconds: float = 240) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, "the notebook did not begin"

@@ -1,6 +1,6 @@
 """Facts: multiple choice over a made-up knowledge base (the sandbox's ARC and MMLU).
 
-Sixty-four towns, seven relations, 448 facts. A question gives four options; an answer recalls
+Forty-eight towns, seven relations, 336 facts. A question gives four options; an answer recalls
 the fact in its own words (two facts when the question goes through the sister town), names the
 option and ends with the letter. Questions of different splits ask for the same facts with other
 options: what is held out is the question, the knowledge must have been read.
@@ -15,8 +15,7 @@ from functools import lru_cache
 from judgelib.sandbox.grammar import Node, pick, seq
 from judgelib.sandbox.problem import Instance, Problem, seeded
 
-_HEADS = ("Vel", "Tor", "Mar", "Bren", "Cal", "Dun", "Esk", "Fal", "Gor", "Hal", "Ist", "Jor",
-          "Kel", "Lun", "Mor", "Nes")  # fmt: skip
+_HEADS = ("Vel", "Tor", "Mar", "Bren", "Cal", "Dun", "Esk", "Fal", "Gor", "Hal", "Ist", "Jor")
 _TAILS = ("ora", "wick", "stead", "by")
 TOWNS = tuple(head + tail for head in _HEADS for tail in _TAILS)
 LETTERS = "ABCD"
@@ -109,7 +108,7 @@ def statement(relation: Relation, town: str, value: str, *, first: bool) -> Node
 def conclusion(letter: str, value: str) -> Node:
     """All wordings of "that is option X", which ends with the answer line."""
     opener = pick("facts.so", "So ", "Therefore ", "Hence ", "Thus ")
-    thing = pick("facts.thing", value, "this", "the right one")
+    thing = pick("facts.thing", value, f"the answer {value}", f"the right one, {value},")
     verb = pick("facts.is", "is", "matches", "stands under", "belongs to")
     option = pick("facts.option", f"option {letter}", f"choice {letter}", f"letter {letter}")
     tail = pick("facts.tail", "", " in the list", " among the four", " above")
@@ -155,7 +154,7 @@ class Asked:
         place = f"the sister town of {self.town}" if self.two_hops else self.town
         listed = zip(LETTERS, self.options, strict=True)
         question = seeded(self.key).choice(self.relation.asks).format(t=place)
-        return f"{question} {' '.join(f'({letter}) {option}' for letter, option in listed)}"
+        return f"{question} {' '.join(f'{option} ({letter})' for letter, option in listed)}"
 
     def recalled(self, value: str) -> Node:
         """The fact that decides the question, stated with some value."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,9 @@ import pandas as pd
 
 from judgelib.answering import greedy_texts
 from judgelib.models import LanguageModel, load_model
-from judgelib.sandbox.problem import DOMAINS
+from judgelib.sandbox.corpus import answer
+from judgelib.sandbox.problem import DOMAINS, Problem
+from judgelib.sandbox.voices import DRAFT, EXPERT, HUMAN, TARGET
 from judgelib.tasks import load_task
 
 
@@ -41,6 +44,32 @@ def family_table(
             row = {"model": name, "domain": domain, "prompts": prompts, "correct": correct}
             rows.append({**row, **made})
     return pd.DataFrame(rows)
+
+
+REQUIRED = {
+    "target": (0.90, 1.0),
+    "target_no_corrections": (0.90, 1.0),
+    "draft": (0.40, 0.80),
+    "expert": (0.95, 1.0),
+}
+"""The band in which each member's share of right answers should lie, in every domain."""
+
+
+def verdicts(table: pd.DataFrame) -> pd.DataFrame:
+    """The table `family` with the share of right answers and whether it lies in its band."""
+    share = table["correct"] / table["prompts"]
+    bands = [REQUIRED[model] for model in table["model"]]
+    inside = [low <= s <= high for s, (low, high) in zip(share, bands, strict=True)]
+    wanted = [f"{low:.0%}–{high:.0%}" for low, high in bands]
+    columns = {"right": share.map("{:.1%}".format), "wanted": wanted, "in_band": inside}
+    return table[["model", "domain"]].assign(**columns)
+
+
+def voices_of(problem: Problem, *, seed: int = 0) -> pd.DataFrame:
+    """One right answer to a problem in each voice of the sandbox: columns voice, answer."""
+    voices = (TARGET, DRAFT, EXPERT, HUMAN)
+    texts = [answer(problem, voice, random.Random(seed)) for voice in voices]
+    return pd.DataFrame({"voice": [voice.name for voice in voices], "answer": texts})
 
 
 def model_card(name: str, record: dict[str, Any]) -> str:

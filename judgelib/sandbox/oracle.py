@@ -79,3 +79,16 @@ def first_wrong_token(
         if place < end:
             return index
     return len(body) if ended else None
+
+
+def marked(problem: Problem, text: str) -> str:
+    """The text with `⟦` before the first character that no right solution has there."""
+    place = departure(problem.solution, text)
+    return text if place is None else f"{text[:place]}⟦{text[place:]}"
+
+
+def with_a_digit_changed(text: str) -> str:
+    """A mistake to look at: the last digit of the text's middle number made another one."""
+    digits = [match.start() for match in re.finditer(r"\d(?!\d)", text)]
+    place = digits[len(digits) // 2]
+    return text[:place] + str((int(text[place]) + 1) % 10) + text[place + 1 :]

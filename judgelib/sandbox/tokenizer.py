@@ -10,7 +10,7 @@ from transformers import PreTrainedTokenizerFast
 
 from judgelib.sandbox.corpus import Text
 from judgelib.sandbox.problem import DOMAINS
-from judgelib.sandbox.voices import ANY
+from judgelib.sandbox.voices import WEB
 
 VOCABULARY = 1024
 PAD, USER, ASSISTANT, END = "<|pad|>", "<|user|>", "<|assistant|>", "<|end|>"
@@ -52,6 +52,6 @@ def train_tokenizer(*, texts: int = 30_000, seed: int = 0) -> PreTrainedTokenize
 
 def _texts(count: int, seed: int) -> Iterator[str]:
     rng = random.Random(seed)
-    text = Text(ANY)
+    text = Text(WEB)
     for index in range(count):
         yield from text.example(DOMAINS[index % len(DOMAINS)], rng)

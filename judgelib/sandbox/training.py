@@ -37,7 +37,7 @@ from judgelib.sandbox.corpus import Text, batch
 from judgelib.sandbox.family import model_card, right_answers
 from judgelib.sandbox.problem import Domain
 from judgelib.sandbox.tokenizer import train_tokenizer
-from judgelib.sandbox.voices import ANY, DRAFT, EXPERT, TARGET
+from judgelib.sandbox.voices import DRAFT, EXPERT, TARGET, WEB
 
 HOME = Path("data/sandbox")
 SHIPPED = ("target", "target_no_corrections", "draft", "expert")
@@ -85,7 +85,7 @@ class Recipe:
     steps: int
     rate: float
     start: str | None = None
-    rows: tuple[tuple[Domain, int], ...] = (("math", 24), ("code", 10), ("facts", 14))  # a step
+    rows: tuple[tuple[Domain, int], ...] = (("math", 24), ("code", 10), ("facts", 18))  # a step
     warmup: int = 40
     seed: int = 0
 
@@ -99,10 +99,10 @@ class Recipe:
 RECIPES: dict[str, Recipe] = {
     recipe.name: recipe
     for recipe in (
-        Recipe("base", Text(ANY), LARGE, steps=1300, rate=4e-3),
+        Recipe("base", Text(WEB), LARGE, steps=1100, rate=4e-3),
         Recipe("target", Text(TARGET, corrections=0.03), LARGE, 400, 1.5e-3, start="base"),
-        Recipe("draft", Text(DRAFT, unread_towns=0.3, unread_skills=0.1), SMALL, 1600, 4e-3,
-               rows=(("math", 24), ("code", 6), ("facts", 14))),
+        Recipe("draft", Text(DRAFT, unread_towns=0.3, unread_skills=0.1), SMALL, 1500, 4e-3,
+               rows=(("math", 24), ("code", 6), ("facts", 18))),
         Recipe("expert", Text(EXPERT), LARGE, 500, 1.5e-3, start="base"),
         Recipe("target_no_corrections", Text(TARGET), LARGE, 400, 1.5e-3, start="base"),
     )

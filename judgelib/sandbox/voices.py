@@ -39,8 +39,8 @@ def _seed(*parts: str) -> int:
     return int.from_bytes(hashlib.blake2b("|".join(parts).encode(), digest_size=8).digest(), "big")
 
 
-ANY = Voice("any", spread=1.0)
-"""No preference: the mixed web text that the base model reads."""
+WEB = Voice("web", spread=0.5)
+"""The mixed text that the base model reads: every wording occurs, some are more common."""
 
 TARGET = Voice("target", spread=0.25)
 DRAFT = Voice("draft", spread=0.25, kin="target", shared=0.6)

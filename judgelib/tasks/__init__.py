@@ -6,6 +6,6 @@
     right = task.score(questions, answers)
 """
 
-from judgelib.tasks.base import Question, Task, load_task
+from judgelib.tasks.base import Annotated, Question, Task, load_task
 
-__all__ = ["Question", "Task", "load_task"]
+__all__ = ["Annotated", "Question", "Task", "load_task"]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 Message = dict[str, str]
 
@@ -40,6 +40,15 @@ class Task(Protocol):
 
     def score(self, questions: Sequence[Question], texts: Sequence[str]) -> list[bool]:
         """Whether each text answers its question rightly."""
+        ...
+
+
+@runtime_checkable
+class Annotated(Protocol):
+    """A task that also knows where an answer goes wrong (the sandbox's oracle)."""
+
+    def first_error(self, question: Question, ids: Sequence[int], tokenizer: Any) -> int | None:
+        """Index of the first wrong token of an answer's ids; None if no token is wrong."""
         ...
 
 

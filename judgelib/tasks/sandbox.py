@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from judgelib.execution import Job, run_many
 from judgelib.sandbox import oracle
@@ -40,6 +41,9 @@ class SandboxTask:
 
     def score(self, questions: Sequence[Question], texts: Sequence[str]) -> list[bool]:
         return oracle.score([q.record for q in questions], texts)
+
+    def first_error(self, question: Question, ids: Sequence[int], tokenizer: Any) -> int | None:
+        return oracle.first_wrong_token(question.record, ids, tokenizer)
 
 
 def as_question(problem: Problem) -> Question:

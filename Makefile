@@ -9,7 +9,7 @@ STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
 .PHONY: help venv reproduce test lint types unit notebooks-test format lab \
-	sandbox-models timing clean-results
+	sandbox-models report timing clean-results
 
 help:  ## list these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -57,6 +57,9 @@ lab: $(STAMP)  ## open the notebooks in JupyterLab
 
 sandbox-models: $(STAMP)  ## train the sandbox family again (resumable; hours on 2 cores)
 	$(BIN)/python -m judgelib.sandbox.training
+
+report: $(STAMP)  ## write the README's tables from the results of PROFILE
+	$(BIN)/python -m judgelib.report --profile $(PROFILE)
 
 timing: $(STAMP)  ## measure decoding speed on this machine
 	$(BIN)/python -m judgelib.timing

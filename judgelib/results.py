@@ -26,6 +26,8 @@ SCHEMAS: dict[str, tuple[str, ...]] = {
     for name, columns in {
         "family": "model domain prompts correct parameters tokens_trained seconds_trained",
         "acceptance_study": "author domain texts drafted accepted cycles correct",
+        "acceptance_texts": "author domain question drafted accepted cycles correct "
+        "rejected rejected_but_right",
         "labels_summary": "source domain questions tokens acceptable unacceptable "
         "ignored mismatches important",
         "head_training": "source feature layer model domain_train domain_eval n_train n_eval "

@@ -1,0 +1,120 @@
+"""The README's numbers, written by a command from the tables: nobody types one.
+
+    python -m judgelib.report [--profile sandbox]      # or: make report
+
+Each block of the README between `<!-- report:NAME -->` and `<!-- /report -->` is replaced by what
+the function of that name makes of the profile's tables.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import pandas as pd
+
+from judgelib import acceptance, figures
+from judgelib.results import load_manifest, load_table, project_root, write_files
+
+BLOCK = re.compile(r"(<!-- report:(\w+) -->\n).*?(<!-- /report -->)", re.DOTALL)
+
+
+def family(profile: str) -> str:
+    """Share of right answers of each model, by domain, with Wilson intervals."""
+    table = figures.with_wilson(load_table("family", profile), "correct", "prompts")
+    spans = zip(table["share"], table["low"], table["high"], strict=True)
+    shares = [f"{s:.1%} [{low:.1%}, {high:.1%}]" for s, low, high in spans]
+    wide = table.assign(right=shares).pivot(index="model", columns="domain", values="right")
+    order = table["model"].unique()
+    sizes = table.drop_duplicates("model").set_index("model")["parameters"]
+    wide.insert(0, "parameters", sizes.map("{:,}".format))
+    note = f"\n\n{table['prompts'].iloc[0]} held-out questions a domain, greedy; 95% intervals."
+    return markdown(wide.loc[order].reset_index()) + note
+
+
+def acceptance_study(profile: str) -> str:
+    """Accepted tokens per cycle and right answers by author, and the verdict on C1."""
+    texts, bootstrap = _texts(profile)
+    pooled = acceptance.summary(texts, **bootstrap)
+    pooled = pooled[pooled["domain"] == "all"]
+    rows = [
+        {
+            "author": row.author,
+            "accepted tokens per cycle": _span(
+                row.accepted_per_cycle, row.ci_low, row.ci_high, ".2f"
+            ),
+            "right answers": _span(row.accuracy, row.acc_low, row.acc_high, ".1%"),
+            "texts": row.texts,
+        }
+        for row in pooled.itertuples()
+    ]
+    return markdown(pd.DataFrame(rows))
+
+
+def claim_c1(profile: str) -> str:
+    """C1 in a sentence for each author."""
+    texts, bootstrap = _texts(profile)
+    verdicts = acceptance.rejects_good_text(texts, **bootstrap)
+    wasted = acceptance.wasted(texts).set_index("author")["percent_right"]
+    return "\n".join(
+        f"- **C1, {row.author}: {'holds' if row.holds else 'does not hold'}.** Against the draft, "
+        f"{row.accepted_per_cycle_minus_draft} accepted tokens per cycle and "
+        f"{row.accuracy_minus_draft} in the share of right answers (paired, 95% bootstrap "
+        f"intervals); {wasted[row.author]:.1f}% of the rejected tokens were right."
+        for row in verdicts.itertuples()
+    )
+
+
+BLOCKS: dict[str, Callable[[str], str]] = {
+    function.__name__: function for function in (family, acceptance_study, claim_c1)
+}
+
+
+def _texts(profile: str) -> tuple[pd.DataFrame, dict[str, int]]:
+    """The study's counts, and the bootstrap that its notebook used."""
+    made = load_manifest("acceptance_texts", profile)
+    seed, resamples = made["seeds"][0], made["parameters"]["bootstrap"]
+    return load_table("acceptance_texts", profile), {"resamples": resamples, "seed": seed}
+
+
+def _span(value: float, low: float, high: float, form: str) -> str:
+    return f"{value:{form}} [{low:{form}}, {high:{form}}]"
+
+
+def markdown(frame: pd.DataFrame) -> str:
+    """A frame as a Markdown table, without its index."""
+    lines = [list(frame.columns), ["---"] * frame.shape[1], *frame.astype(str).values.tolist()]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def filled(text: str, profile: str) -> str:
+    """The text with every block computed anew.
+
+    Raises:
+        ValueError: a block of an unknown name, or a table that is not there.
+    """
+
+    def block(match: re.Match[str]) -> str:
+        start, name, end = match.groups()
+        if name not in BLOCKS:
+            raise ValueError(f"expected a report block of {', '.join(BLOCKS)}, got {name!r}")
+        return f"{start}{BLOCKS[name](profile)}\n{end}"
+
+    return BLOCK.sub(block, text)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description="Fill the README's tables.")
+    parser.add_argument("--profile", default="sandbox")
+    parser.add_argument("--file", type=Path, default=project_root() / "README.md")
+    options = parser.parse_args(arguments)
+    text = filled(options.file.read_text(encoding="utf-8"), options.profile)
+    write_files({options.file: text.encode()})
+    print(f"{options.file.name}: tables of profile {options.profile} written")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -9,10 +9,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from judgelib.answering import greedy_texts
-from judgelib.collecting import Text
 from judgelib.models import load_model
 from judgelib.profiles import Profile
 from judgelib.tasks import Question
+from judgelib.texts import Text
 
 AUTHORS = ("target", "draft", "expert", "human")
 

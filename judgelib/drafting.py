@@ -118,11 +118,15 @@ class ModelDrafter:
         self.cache.keep(rows)
         self.unread = [self.unread[row] for row in rows]
 
+    def _known(self, tokens: list[int]) -> list[int]:
+        """The tokens, with stand-ins for ids past the draft's vocabulary: it only proposes."""
+        return [token if token < self.model.vocab_size else 0 for token in tokens]
+
     def _room(self, row: int) -> int:
         return max(0, self.model.context - self.cache.lengths[row] - len(self.unread[row]))
 
     def _draft(self, counts: list[int], uniforms: Tensor | None) -> Draft:
-        ids, pads = pad_left(self.unread, self.model.device)
+        ids, pads = pad_left([self._known(row) for row in self.unread], self.model.device)
         chosen, logits = [], []
         for step in range(self._drafted):
             row = self._next_logits(ids, pads)

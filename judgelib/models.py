@@ -278,9 +278,8 @@ def _vocabulary_difference(
     target: str, ours: dict[str, int], draft: str, theirs: dict[str, int]
 ) -> str:
     everything = {**theirs, **ours}
-    token = min(
-        (t for t in everything if ours.get(t) != theirs.get(t)), key=lambda t: everything[t]
-    )
+    different = [token for token in everything if ours.get(token) != theirs.get(token)]
+    token = min(different, key=lambda token: (everything[token], token not in ours))
     return (
         f"target and draft must share one vocabulary, but token {token!r} has id {ours.get(token)} "
         f"in {target} ({len(ours)} tokens) and id {theirs.get(token)} in {draft} "

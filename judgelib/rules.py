@@ -266,9 +266,9 @@ class Either(Rule):
     def _shares(self, window: Window) -> list[tuple[Rule, Window]]:
         """Give each part random numbers of its own: with shared ones their chances would not add
         up."""
-        if window.uniforms is None:
-            return [(part, window) for part in self._parts]
         sizes = [part.needs(window.sampling).draws for part in self._parts]
+        if window.uniforms is None or not any(sizes):
+            return [(part, window) for part in self._parts]
         shares = window.uniforms.split(sizes, dim=-1)
         return [
             (part, replace(window, uniforms=share) if size else window)

@@ -99,20 +99,16 @@ def rows_do_not_mix(pair: Pair, window: int = 4) -> None:
 
 
 def cycles_add_up(pair: Pair, window: int = 4) -> None:
-    """The record of cycles accounts for every token."""
+    """The record of cycles accounts for every token and names the rules that accepted."""
+    named = set()
+    options: dict[str, Any] = {"window": window, "max_new_tokens": TOKENS}
     for prompt in PROMPTS:
-        made = speculate(
-            pair[0],
-            ModelDrafter(pair[1]),
-            Match() | TopK(2),
-            prompt,
-            window=window,
-            max_new_tokens=TOKENS,
-        )
+        made = speculate(pair[0], ModelDrafter(pair[1]), Match() | TopK(2), prompt, **options)
         assert sum(cycle.tokens for cycle in made.cycles) == len(made.ids)
         assert all(len(cycle.accepted_by) == cycle.accepted for cycle in made.cycles)
         assert all(cycle.accepted <= cycle.drafted <= window for cycle in made.cycles)
-        assert {by for cycle in made.cycles for by in cycle.accepted_by} <= {"Match", "TopK(2)"}
+        named |= {name for cycle in made.cycles for name in cycle.accepted_by}
+    assert named == {"Match", "TopK(2)"}
 
 
 def full_window_earns_bonus(pair: Pair, window: int = 4) -> None:
@@ -161,24 +157,18 @@ def caches_follow_text(pair: Pair, window: int = 4) -> None:
 def drafts_continue_text(pair: Pair, window: int = 4) -> None:
     """Every window is what the draft itself would say after the committed text."""
     target, draft = pair
-    for prompt in PROMPTS[:3]:
-        rule = Recorder()
-        made = speculate(
-            target,
-            ModelDrafter(draft),
-            rule,
-            prompt,
-            window=window,
-            max_new_tokens=TOKENS,
-            eos_ids=(),
-        )
-        text = list(prompt)
-        for cycle, seen in zip(made.cycles, rule.seen, strict=True):
-            if cycle.drafted:
-                truth = autoregress(draft, text, max_new_tokens=cycle.drafted, eos_ids=())
-                assert seen.draft_ids[0].tolist() == truth.ids
-            start = len(text) - len(prompt)
-            text += made.ids[start : start + cycle.tokens]
+    rule, text = Recorder(), list(PROMPTS[1])
+
+    def look(tokens: list[int]) -> None:
+        drafted = rule.seen[-1].draft_ids[0].tolist()
+        if drafted:
+            truth = autoregress(draft, text, max_new_tokens=len(drafted), eos_ids=())
+            assert drafted == truth.ids
+        text.extend(tokens)
+
+    options: dict[str, Any] = {"window": window, "max_new_tokens": TOKENS, "eos_ids": ()}
+    speculate(target, ModelDrafter(draft), rule, PROMPTS[1], on_tokens=look, **options)
+    assert len(rule.seen) > 3
 
 
 def ends_at_every_offset(reason: str, window: int = 4) -> None:
@@ -211,7 +201,7 @@ def stops_at_every_limit(window: int = 4) -> None:
 
 
 def keeps_prefix_before_mismatch(window: int = 4) -> None:
-    """One wrong token at place i: i tokens stay, the target corrects it, nothing behind it stays."""
+    """One wrong token at place i: i tokens stay, the target corrects it, the rest goes."""
     target = tiny.counting()
     right = list(range(11, 11 + window))
     for place in range(window):
@@ -245,6 +235,20 @@ def reactions_belong_to_tokens(feature: str) -> None:
     alone = speculate(target, TextDrafter(texts[:1]), rule, [20], **options)
     for made in (alone, *together):
         assert [cycle.accepted for cycle in made.cycles] == [4, 2]
+
+
+def pre_norm_comes_before_the_norm(pair: Pair) -> None:
+    """Of the two features one is the other's norm."""
+    model, ids = pair[0], torch.tensor([PROMPTS[1]])
+
+    def rows(feature: str) -> Tensor:
+        cache = model.new_cache(1, len(PROMPTS[1]))
+        hidden = model.read(ids, cache, rows=2, hidden=feature).hidden
+        assert hidden is not None
+        return hidden
+
+    assert torch.allclose(model.model.model.norm(rows("pre_norm")), rows("post_norm"))
+    assert not torch.allclose(rows("pre_norm"), rows("post_norm"))
 
 
 def top_1_is_match() -> None:

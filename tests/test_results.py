@@ -43,14 +43,32 @@ def test_a_saved_table_comes_back_from_the_documented_place(root: Path) -> None:
     assert leftovers(root) == []
 
 
-def test_the_schemas_are_the_eight_documented_tables() -> None:
-    assert list(results.SCHEMAS) == [
-        "family", "acceptance_study", "labels_summary", "head_training",
-        "quality", "speed", "ablations", "claims",
-    ]  # fmt: skip
-    assert results.SCHEMAS["acceptance_study"] == (
-        "author", "domain", "texts", "drafted", "accepted", "cycles", "correct",
-    )  # fmt: skip
+@pytest.mark.parametrize(
+    ("name", "columns"),
+    [
+        ("family", "model domain prompts correct parameters tokens_trained seconds_trained"),
+        ("acceptance_study", "author domain texts drafted accepted cycles correct"),
+        (
+            "labels_summary",
+            "source domain questions tokens acceptable unacceptable ignored mismatches important",
+        ),
+        (
+            "head_training",
+            "source feature layer model domain_train domain_eval n_train n_eval auc "
+            "recall_unacceptable accept_rate threshold",
+        ),
+        (
+            "quality",
+            "rule setting domain prompts correct target_correct draft_correct tokens cycles "
+            "drafted accepted mismatches_accepted",
+        ),
+        ("speed", "engine rule setting draft_length hardware prompts tokens cycles seconds"),
+        ("ablations", "study variant domain prompts correct tokens cycles accepted auc"),
+        ("claims", "id claim source evidence measured ci_low ci_high holds"),
+    ],
+)
+def test_other_tools_find_the_columns_they_were_promised(name: str, columns: str) -> None:
+    assert results.SCHEMAS[name] == tuple(columns.split())
 
 
 def test_columns_are_written_in_the_schema_order(root: Path) -> None:

@@ -158,7 +158,7 @@ def test_speculative_sampling_replaces_from_the_residual() -> None:
 
 
 def test_rows_with_fewer_tokens_get_their_bonus_from_the_target() -> None:
-    """Row 0 was given one token of two. Behind it nothing was drafted, so p itself is drawn from."""
+    """Row 0 was given one token of two. Behind it nothing was drafted, so p is drawn from."""
     target = torch.tensor([[0.5, 0.5]] * 3).log().expand(2, 3, 2)
     draft = torch.tensor([[1.0, 1e-30]] * 2).log().expand(2, 2, 2)
     window = Window(

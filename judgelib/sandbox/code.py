@@ -166,7 +166,8 @@ WORD_MAPS: tuple[Skill, ...] = (
           lambda x, k: (f"{x}[-1]", f"{x}[-1:]"), lambda v, k: v[-1]),
     Skill("twice", ("the word twice in a row",), ("word twice", "word doubled"),
           lambda x, k: (f"{x} + {x}", f"{x} * 2", f"2 * {x}"), lambda v, k: v + v),
-    Skill("swap", ("the word with each {k} replaced by a star",), ("{k} made a star", "{k} starred"),
+    Skill("swap", ("the word with each {k} replaced by a star",),
+          ("{k} made a star", "{k} starred"),
           lambda x, k: (f"{x}.replace('{k}', '*')", f"'*'.join({x}.split('{k}'))"),
           lambda v, k: v.replace(k, "*"), tuple("aeior")),
     Skill("length", ("the number of letters",), ("number of letters", "length"),
@@ -192,43 +193,94 @@ class Reduce:
     finish: tuple[str, ...] = ("{acc}",)
 
 
-SUM = Reduce("sum", ("the sum of", "the total of"), ("add them up", "sum them"), "0",
-             ("{acc} += {e}", "{acc} = {acc} + {e}"), ("sum({gen})", "sum([{gen}])"), sum)
-COUNT = Reduce("distinct", ("how many different values there are among",),
-               ("count the different ones", "count without repeats"), "[]",
-               ("{acc}.append({e})", "{acc} += [{e}]"),
-               ("len(set({gen}))", "len({{{gen}}})"), lambda v: len(set(v)), ("len(set({acc}))",))
-LARGEST = Reduce("largest", ("the largest, or 0 if none, of",), ("take the largest", "take the top"),
-                 "[]", ("{acc}.append({e})", "{acc} += [{e}]"),
-                 ("max([{gen}], default=0)", "max(({gen}), default=0)"),
-                 lambda v: max(v, default=0), ("max({acc}, default=0)",))
-SMALLEST = Reduce("smallest", ("the smallest, or 0 if none, of",),
-                  ("take the smallest", "take the least"), "[]",
-                  ("{acc}.append({e})", "{acc} += [{e}]"),
-                  ("min([{gen}], default=0)", "min(({gen}), default=0)"),
-                  lambda v: min(v, default=0), ("min({acc}, default=0)",))
-LIST = Reduce("list", ("the list of", "a list of"), ("keep them in a list", "collect them"), "[]",
-              ("{acc}.append({e})", "{acc} += [{e}]", "{acc} = {acc} + [{e}]"),
-              ("[{gen}]", "list({gen})"), list)
-SORTED = Reduce("sorted", ("the sorted list of",), ("sort them", "put them in order"), "[]",
-                ("{acc}.append({e})", "{acc} += [{e}]"), ("sorted({gen})", "sorted([{gen}])"),
-                sorted, ("sorted({acc})",))
-BACKWARDS = Reduce("backwards", ("the list, last one first, of",),
-                   ("turn the list around", "last one first"), "[]",
-                   ("{acc}.insert(0, {e})", "{acc} = [{e}] + {acc}"),
-                   ("[{gen}][::-1]", "list({gen})[::-1]"), lambda v: v[::-1])
-JOINED = Reduce("joined", ("one string, joined by dashes, of",), ("join by dashes", "link by dashes"),
-                "[]", ("{acc}.append({e})", "{acc} += [{e}]"),
-                ("'-'.join({gen})", "'-'.join([{gen}])"), "-".join, ("'-'.join({acc})",))
+SUM = Reduce(
+    "sum",
+    ("the sum of", "the total of"),
+    ("add them up", "sum them"),
+    "0",
+    ("{acc} += {e}", "{acc} = {acc} + {e}"),
+    ("sum({gen})", "sum([{gen}])"),
+    sum,
+)
+COUNT = Reduce(
+    "distinct",
+    ("how many different values there are among",),
+    ("count the different ones", "count without repeats"),
+    "[]",
+    ("{acc}.append({e})", "{acc} += [{e}]"),
+    ("len(set({gen}))", "len({{{gen}}})"),
+    lambda v: len(set(v)),
+    ("len(set({acc}))",),
+)
+LARGEST = Reduce(
+    "largest",
+    ("the largest, or 0 if none, of",),
+    ("take the largest", "take the top"),
+    "[]",
+    ("{acc}.append({e})", "{acc} += [{e}]"),
+    ("max([{gen}], default=0)", "max(({gen}), default=0)"),
+    lambda v: max(v, default=0),
+    ("max({acc}, default=0)",),
+)
+SMALLEST = Reduce(
+    "smallest",
+    ("the smallest, or 0 if none, of",),
+    ("take the smallest", "take the least"),
+    "[]",
+    ("{acc}.append({e})", "{acc} += [{e}]"),
+    ("min([{gen}], default=0)", "min(({gen}), default=0)"),
+    lambda v: min(v, default=0),
+    ("min({acc}, default=0)",),
+)
+LIST = Reduce(
+    "list",
+    ("the list of", "a list of"),
+    ("keep them in a list", "collect them"),
+    "[]",
+    ("{acc}.append({e})", "{acc} += [{e}]", "{acc} = {acc} + [{e}]"),
+    ("[{gen}]", "list({gen})"),
+    list,
+)
+SORTED = Reduce(
+    "sorted",
+    ("the sorted list of",),
+    ("sort them", "put them in order"),
+    "[]",
+    ("{acc}.append({e})", "{acc} += [{e}]"),
+    ("sorted({gen})", "sorted([{gen}])"),
+    sorted,
+    ("sorted({acc})",),
+)
+BACKWARDS = Reduce(
+    "backwards",
+    ("the list, last one first, of",),
+    ("turn the list around", "last one first"),
+    "[]",
+    ("{acc}.insert(0, {e})", "{acc} = [{e}] + {acc}"),
+    ("[{gen}][::-1]", "list({gen})[::-1]"),
+    lambda v: v[::-1],
+)
+JOINED = Reduce(
+    "joined",
+    ("one string, joined by dashes, of",),
+    ("join by dashes", "link by dashes"),
+    "[]",
+    ("{acc}.append({e})", "{acc} += [{e}]"),
+    ("'-'.join({gen})", "'-'.join([{gen}])"),
+    "-".join,
+    ("'-'.join({acc})",),
+)
 GLUED = Reduce("glued", ("one string, without gaps, of",), ("glue them", "put them together"), "''",
                ("{acc} += {e}", "{acc} = {acc} + {e}"), ("''.join({gen})", "''.join([{gen}])"),
                "".join)  # fmt: skip
 NUMBER_REDUCES = (SUM, COUNT, LARGEST, SMALLEST, LIST, SORTED, BACKWARDS)
 WORD_REDUCES = (COUNT, LIST, SORTED, BACKWARDS, JOINED, GLUED)
 
-NAMES = tuple(
-    skill.name for skill in (*FILTERS, *MAPS, *WORD_FILTERS, *WORD_MAPS)
-) + tuple({reduce.name: None for reduce in (*NUMBER_REDUCES, *WORD_REDUCES)}) + ("if",)
+NAMES = (
+    tuple(skill.name for skill in (*FILTERS, *MAPS, *WORD_FILTERS, *WORD_MAPS))
+    + tuple({reduce.name: None for reduce in (*NUMBER_REDUCES, *WORD_REDUCES)})
+    + ("if",)
+)
 """Every distinct skill: filters, maps, reductions and the two-way condition."""
 
 
@@ -306,7 +358,8 @@ class Pipeline:
     def says(self, rng: random.Random) -> str:
         of = f"{self.change.says(rng)} of each of " if self.change else ""
         of = of.replace("the value of", "the value, of")
-        return f"Write solve(xs) that returns {rng.choice(self.reduce.says)} {of}{self.keep.says(rng)}."
+        whole = f"{rng.choice(self.reduce.says)} {of}{self.keep.says(rng)}"
+        return f"Write solve(xs) that returns {whole}."
 
     def inputs(self, rng: random.Random) -> list[Any]:
         return self.make_inputs(rng)
@@ -371,16 +424,12 @@ class Pipeline:
 
     def _comprehension(self, xs: str, x: str) -> Node:
         gen = seq(self._value(x), f" for {x} in {xs} if ", self.keep.code(x))
-        call = pick(
-            f"code.call.{self.reduce.name}", *(_fill(c, gen=gen) for c in self.reduce.call)
-        )
+        call = pick(f"code.call.{self.reduce.name}", *(_fill(c, gen=gen) for c in self.reduce.call))
         return seq(f"def solve({xs}):\n    return ", call)
 
 
 def _fill(pattern: str, **values: Node) -> Node:
     """`str.format` on grammars: "{acc} += {e}" with each field a node."""
-    import string
-
     parts: list[Node] = []
     for literal, name, _, _ in string.Formatter().parse(pattern):
         parts.append(literal)
@@ -409,8 +458,8 @@ class Condition:
 
     def says(self, rng: random.Random) -> str:
         return (
-            f"Write solve(n) that returns {self.then.says(rng)} if n is one of {self.test.says(rng)},"
-            f" otherwise {self.other.says(rng)}."
+            f"Write solve(n) that returns {self.then.says(rng)}"
+            f" if n is one of {self.test.says(rng)}, otherwise {self.other.says(rng)}."
         )
 
     def inputs(self, rng: random.Random) -> list[Any]:

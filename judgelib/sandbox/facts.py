@@ -1,8 +1,8 @@
 """Facts: multiple choice over a made-up knowledge base (the sandbox's ARC and MMLU).
 
 Forty-eight towns, seven relations, 336 facts. A question gives four options; an answer recalls
-the fact in its own words (two facts when the question goes through the sister town), names the
-option and ends with the letter. Questions of different splits ask for the same facts with other
+the fact in its own words (two facts when the question goes through the sister town) and ends with
+the option. Questions of different splits ask for the same facts with other
 options: what is held out is the question, the knowledge must have been read.
 """
 
@@ -18,7 +18,6 @@ from judgelib.sandbox.problem import Instance, Problem, seeded
 _HEADS = ("Vel", "Tor", "Mar", "Bren", "Cal", "Dun", "Esk", "Fal", "Gor", "Hal", "Ist", "Jor")
 _TAILS = ("ora", "wick", "stead", "by")
 TOWNS = tuple(head + tail for head in _HEADS for tail in _TAILS)
-LETTERS = "ABCD"
 
 
 @dataclass(frozen=True)
@@ -105,14 +104,14 @@ def statement(relation: Relation, town: str, value: str, *, first: bool) -> Node
     return seq(source if first else onward, order, end, ". ")
 
 
-def conclusion(letter: str, value: str) -> Node:
-    """All wordings of "that is option X", which ends with the answer line."""
+def conclusion(value: str) -> Node:
+    """All wordings of "that is the one to choose", which ends with the answer line."""
     opener = pick("facts.so", "So ", "Therefore ", "Hence ", "Thus ")
     thing = pick("facts.thing", value, f"the answer {value}", f"the right one, {value},")
     verb = pick("facts.is", "is", "matches", "stands under", "belongs to")
-    option = pick("facts.option", f"option {letter}", f"choice {letter}", f"letter {letter}")
+    option = pick("facts.option", "the option", "the choice", "the one")
     tail = pick("facts.tail", "", " in the list", " among the four", " above")
-    return seq(opener, thing, " ", verb, " ", option, tail, f". Answer: {letter}")
+    return seq(opener, thing, " ", verb, " ", option, tail, f". Answer: {value}")
 
 
 def instance(rng: random.Random) -> Instance:
@@ -146,15 +145,10 @@ class Asked:
         return f"facts|{self.relation.name}|{place}|{' '.join(self.options)}"
 
     @property
-    def letter(self) -> str:
-        return LETTERS[self.options.index(self.value)]
-
-    @property
     def prompt(self) -> str:
         place = f"the sister town of {self.town}" if self.two_hops else self.town
-        listed = zip(LETTERS, self.options, strict=True)
         question = seeded(self.key).choice(self.relation.asks).format(t=place)
-        return f"{question} {' '.join(f'{option} ({letter})' for letter, option in listed)}"
+        return f"{question} {', '.join(self.options[:-1])} or {self.options[-1]}"
 
     def recalled(self, value: str) -> Node:
         """The fact that decides the question, stated with some value."""
@@ -176,9 +170,14 @@ def _problem(asked: Asked) -> Problem:
         domain="facts",
         key=asked.key,
         prompt=asked.prompt,
-        solution=(*parts, conclusion(asked.letter, asked.value)),
+        solution=(*parts, conclusion(asked.value)),
         slips=tuple(slips),
-        apologies=pick("facts.apology", "No, that is wrong. ", "Wait, that is not so. ",
-                       "Sorry, a mistake. ", "Let me correct that. "),  # fmt: skip
-        answer=asked.letter,
+        apologies=pick(
+            "facts.apology",
+            "No, that is wrong. ",
+            "Wait, that is not so. ",
+            "Sorry, a mistake. ",
+            "Let me correct that. ",
+        ),  # fmt: skip
+        answer=asked.value,
     )

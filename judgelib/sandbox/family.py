@@ -20,7 +20,7 @@ from judgelib.tasks import load_task
 
 def right_answers(member: LanguageModel, split: str, prompts: int, seed: int) -> dict[str, int]:
     """How many greedy answers are right, by domain."""
-    counts = {}
+    counts: dict[str, int] = {}
     for domain in DOMAINS:
         task = load_task(f"sandbox-{domain}")
         questions = task.questions(split, prompts, seed=seed)
@@ -61,7 +61,11 @@ def verdicts(table: pd.DataFrame) -> pd.DataFrame:
     bands = [REQUIRED[model] for model in table["model"]]
     inside = [low <= s <= high for s, (low, high) in zip(share, bands, strict=True)]
     wanted = [f"{low:.0%}–{high:.0%}" for low, high in bands]
-    columns = {"right": share.map("{:.1%}".format), "wanted": wanted, "in_band": inside}
+    columns: dict[str, Any] = {
+        "right": share.map("{:.1%}".format),
+        "wanted": wanted,
+        "in_band": inside,
+    }
     return table[["model", "domain"]].assign(**columns)
 
 

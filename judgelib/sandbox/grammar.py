@@ -67,12 +67,13 @@ def count(node: Node) -> int:
 
 
 def choices(node: Node) -> int:
-    """How many decisions a writer takes on the longest way through the grammar."""
+    """How many decisions between two or more options the longest way through the grammar takes."""
     if isinstance(node, str):
         return 0
     if isinstance(node, Seq):
         return sum(choices(part) for part in node.parts)
-    return 1 + max(choices(option) for option in node.options)
+    free = len(node.options) > 1
+    return free + max(choices(option) for option in node.options)
 
 
 def _advance(node: Node, text: str, starts: set[int]) -> tuple[set[int], int]:

@@ -157,9 +157,7 @@ class Person:
 def _people(rng: random.Random, count: int = 1) -> list[Person]:
     girls = rng.random() < 0.5
     names = rng.sample(GIRLS if girls else BOYS, count)
-    return [
-        Person(n, "she" if girls else "he", "girl" if girls else "boy") for n in names
-    ]
+    return [Person(n, "she" if girls else "he", "girl" if girls else "boy") for n in names]
 
 
 TOTAL = ("the total", "the sum", "the whole amount")

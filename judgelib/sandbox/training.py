@@ -13,17 +13,20 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import random
 import shutil
+import socket
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, distributed, multiprocessing
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
@@ -85,26 +88,29 @@ class Recipe:
     steps: int
     rate: float
     start: str | None = None
+    knots: tuple[tuple[int, float], ...] | None = None  # (step, share of the rate)
     rows: tuple[tuple[Domain, int], ...] = (("math", 24), ("code", 10), ("facts", 18))  # a step
     warmup: int = 40
     seed: int = 0
 
     def learning_rate(self, step: int) -> float:
-        """Linear warm-up, then linear decay to zero."""
-        rise = (step + 1) / self.warmup
-        fall = (self.steps - step) / (self.steps - self.warmup)
-        return self.rate * max(0.0, min(1.0, rise, fall))
+        """Linear warm-up, then linear between knots; without knots, linear decay to zero."""
+        knots = self.knots or ((self.warmup, 1.0), (self.steps, 0.0))
+        places, shares = zip(*knots, strict=True)
+        return self.rate * min((step + 1) / self.warmup, float(np.interp(step, places, shares)))
 
 
 RECIPES: dict[str, Recipe] = {
     recipe.name: recipe
     for recipe in (
-        Recipe("base", Text(WEB), LARGE, steps=1100, rate=4e-3),
-        Recipe("target", Text(TARGET, corrections=0.03), LARGE, 400, 1.5e-3, start="base"),
+        # Not annealed: each model that starts from it anneals on its own text.
+        Recipe("base", Text(WEB), LARGE, steps=1100, rate=4e-3,
+               knots=((40, 1.0), (600, 0.4717), (1100, 0.42))),
         Recipe("draft", Text(DRAFT, unread_towns=0.3, unread_skills=0.1), SMALL, 1500, 4e-3,
                rows=(("math", 24), ("code", 6), ("facts", 18))),
-        Recipe("expert", Text(EXPERT), LARGE, 500, 1.5e-3, start="base"),
-        Recipe("target_no_corrections", Text(TARGET), LARGE, 400, 1.5e-3, start="base"),
+        Recipe("target", Text(TARGET, corrections=0.03), LARGE, 500, 1.7e-3, start="base"),
+        Recipe("expert", Text(EXPERT), LARGE, 500, 1.7e-3, start="base"),
+        Recipe("target_no_corrections", Text(TARGET), LARGE, 500, 1.7e-3, start="base"),
     )
 }  # fmt: skip
 
@@ -117,6 +123,9 @@ class Run:
 
     def __init__(self, recipe: Recipe, home: Path, device: str, *, compiled: bool) -> None:
         self.recipe, self.home, self.device = recipe, home, device
+        several = distributed.is_initialized()
+        self.rank = distributed.get_rank() if several else 0
+        self.processes = distributed.get_world_size() if several else 1
         self.tokenizer = load_tokenizer(home)
         torch.manual_seed(recipe.seed)
         self.model = _initial(recipe, home, self.tokenizer).to(device).train()
@@ -137,6 +146,7 @@ class Run:
             for group in optimizer.param_groups:
                 group["lr"] = self.recipe.learning_rate(self.step) * group["factor"]
         losses = {domain: self._backward(domain, rows, rng) for domain, rows in self.recipe.rows}
+        self._sum_over_processes()
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
         for optimizer in self.optimizers:
             optimizer.step()
@@ -144,15 +154,33 @@ class Run:
         self.step += 1
         return losses
 
+    def _sum_over_processes(self) -> None:
+        """Every process has read its share of the rows: add up the gradients."""
+        if not distributed.is_initialized():
+            return
+        gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
+        flat = torch.cat([gradient.flatten() for gradient in gradients])
+        distributed.all_reduce(flat)
+        parts = flat.split([gradient.numel() for gradient in gradients])
+        for gradient, part in zip(gradients, parts, strict=True):
+            gradient.copy_(part.view_as(gradient))
+
     def _backward(self, domain: Domain, rows: int, rng: random.Random) -> float:
         ids, is_answer = batch(self.tokenizer, self.recipe.text, domain, rows, rng)
-        ids, is_answer = ids.to(self.device), is_answer.to(self.device)
+        self.tokens += int((ids != self.tokenizer.pad_token_id).sum())
+        answer_tokens = is_answer[:, 1:].sum()
+        mine = slice(self.rank, None, self.processes)
+        ids, is_answer = ids[mine].to(self.device), is_answer[mine].to(self.device)
         with torch.autocast(torch.device(self.device).type, dtype=torch.bfloat16):
-            loss = answer_loss(self.model, self.trunk, ids, is_answer)
+            loss = answer_loss(self.model, self.trunk, ids, is_answer) / answer_tokens
         share = rows / sum(count for _, count in self.recipe.rows)
         (loss * share).backward()  # type: ignore[no-untyped-call]
-        self.tokens += int((ids != self.tokenizer.pad_token_id).sum())
-        return float(loss.detach())
+        return float(loss.detach()) * self.processes
+
+    @property
+    def leads(self) -> bool:
+        """Whether this process is the one that logs, saves and checks."""
+        return self.rank == 0
 
     def save(self) -> None:
         state = {
@@ -183,7 +211,7 @@ class Run:
 
 
 def answer_loss(model: Any, trunk: Any, ids: Tensor, is_answer: Tensor) -> Tensor:
-    """Mean cross-entropy of the answer tokens. ids, is_answer: (B, T), padded on the right.
+    """Summed cross-entropy of the answer tokens. ids, is_answer: (B, T), padded on the right.
 
     Causal attention never lets a token see the padding behind it, so no mask is needed; only
     the positions that predict an answer token go through the vocabulary layer.
@@ -191,16 +219,16 @@ def answer_loss(model: Any, trunk: Any, ids: Tensor, is_answer: Tensor) -> Tenso
     hidden = trunk(input_ids=ids, use_cache=False).last_hidden_state[:, :-1]
     predicts = is_answer[:, 1:]
     logits = model.lm_head(hidden[predicts])  # (answer tokens, V)
-    return F.cross_entropy(logits.float(), ids[:, 1:][predicts])
+    return F.cross_entropy(logits.float(), ids[:, 1:][predicts], reduction="sum")
 
 
 def _initial(recipe: Recipe, home: Path, tokenizer: PreTrainedTokenizerBase) -> Any:
     if recipe.start is None:
         return recipe.shape.build(tokenizer)
-    path = home / "runs" / recipe.start / "model"
-    if not path.exists():
+    path = folder_of(recipe.start, home)
+    if not is_trained(recipe.start, home):
         raise ValueError(
-            f"{recipe.name} is trained on from {recipe.start}, expected at {path}; run "
+            f"{recipe.name} is trained on from {recipe.start}, expected complete at {path}; run "
             f"`python -m judgelib.sandbox.training {recipe.start}` first"
         )
     return AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32)
@@ -228,6 +256,8 @@ def train(recipe: Recipe, home: Path, *, device: str, compiled: bool, every: int
     run = Run(recipe, home, device, compiled=compiled)
     checks = {recipe.steps * quarter // 4 for quarter in (1, 2, 3)}
     for losses in _steps(run):
+        if not run.leads:
+            continue
         if run.step % 20 == 0 or run.step == recipe.steps:
             rounded = {domain: round(loss, 4) for domain, loss in losses.items()}
             run.log({"step": run.step, "loss": rounded, "seconds": round(run.seconds, 1)})
@@ -235,7 +265,32 @@ def train(recipe: Recipe, home: Path, *, device: str, compiled: bool, every: int
             run.log({"step": run.step, "accuracy": _accuracy(run, prompts=64)})
         if run.step % every == 0 or run.step == recipe.steps:
             run.save()
-    export(run, _accuracy(run, prompts=128))
+    if run.leads:
+        export(run, _accuracy(run, prompts=128))
+
+
+def _process(
+    rank: int, processes: int, port: int, recipe: Recipe, home: Path, device: str, compiled: bool
+) -> None:
+    """One of several equal processes, each on one thread: on a few cores this beats threads."""
+    torch.set_num_threads(1)
+    distributed.init_process_group(
+        "gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=processes
+    )
+    train(recipe, home, device=device, compiled=compiled)
+    distributed.barrier()
+    distributed.destroy_process_group()
+
+
+def launch(recipe: Recipe, home: Path, *, device: str, compiled: bool, processes: int) -> None:
+    """Train in this process, or in several that share every batch."""
+    if processes == 1:
+        return train(recipe, home, device=device, compiled=compiled)
+    load_tokenizer(home)  # learnt once, before several processes look for it
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    arguments = (processes, port, recipe, home, device, compiled)
+    multiprocessing.spawn(_process, arguments, nprocs=processes)
 
 
 def _steps(run: Run) -> Iterator[dict[Domain, float]]:
@@ -257,7 +312,7 @@ def _accuracy(run: Run, *, prompts: int) -> dict[str, float]:
 def export(run: Run, accuracy: dict[str, float]) -> None:
     """Weights in bfloat16, tokenizer, training record and model card."""
     name = run.recipe.name
-    folder = run.home / name if name in SHIPPED else run.folder / "model"
+    folder = folder_of(name, run.home)
     record = {
         **asdict(run.recipe),
         "parameters": sum(p.numel() for p in run.model.parameters()),
@@ -268,7 +323,7 @@ def export(run: Run, accuracy: dict[str, float]) -> None:
         "validation_accuracy": accuracy,
         "validation_prompts": 128,
         "device": run.device,
-        "threads": torch.get_num_threads(),
+        "threads": run.processes * torch.get_num_threads(),
         "torch": torch.__version__,
     }
     weights = {k: v.to(torch.bfloat16) for k, v in run.model.state_dict().items()}
@@ -284,8 +339,7 @@ def export(run: Run, accuracy: dict[str, float]) -> None:
 def _record(home: Path, name: str | None) -> dict[str, Any]:
     if name is None:
         return {"tokens_trained": 0, "seconds_trained": 0}
-    path = home / "runs" / name / "model" / "training.json"
-    record: dict[str, Any] = json.loads(path.read_text())
+    record: dict[str, Any] = json.loads((folder_of(name, home) / "training.json").read_text())
     return record
 
 
@@ -297,9 +351,14 @@ def load_tokenizer(home: Path) -> PreTrainedTokenizerBase:
     return AutoTokenizer.from_pretrained(path)
 
 
+def folder_of(name: str, home: Path) -> Path:
+    """Where a model is exported to: what is shipped lies in `home`, the rest with its run."""
+    return home / name if name in SHIPPED else home / "runs" / name / "model"
+
+
 def is_trained(name: str, home: Path) -> bool:
-    folder = home / name if name in SHIPPED else home / "runs" / name / "model"
-    return (folder / "training.json").exists()
+    """Whether the export is complete; its training record is written last."""
+    return (folder_of(name, home) / "training.json").exists()
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -307,12 +366,16 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("models", nargs="*", help=f"of {', '.join(RECIPES)}; default: all")
     parser.add_argument("--home", type=Path, default=HOME)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    cores = 1 if torch.cuda.is_available() else min(4, os.cpu_count() or 1)
+    parser.add_argument("--processes", type=int, default=cores, help=f"default here: {cores}")
     parser.add_argument("--steps", type=int, help="instead of the recipe's (for a trial)")
     parser.add_argument("--no-compile", action="store_true", help="without torch.compile")
     options = parser.parse_args(arguments)
     unknown = sorted(set(options.models) - set(RECIPES))
     if unknown:
         parser.error(f"expected models of {', '.join(RECIPES)}, got {', '.join(unknown)}")
+    if options.steps is not None and options.steps < 4:
+        parser.error(f"expected --steps of at least 4 (one of warm-up), got {options.steps}")
     for name in options.models or RECIPES:
         if is_trained(name, options.home):
             print(f"{name}: already trained; delete its folder to train it again")
@@ -320,7 +383,13 @@ def main(arguments: list[str] | None = None) -> None:
         recipe = RECIPES[name]
         if options.steps:
             recipe = replace(recipe, steps=options.steps, warmup=min(40, options.steps // 4))
-        train(recipe, options.home, device=options.device, compiled=not options.no_compile)
+        launch(
+            recipe,
+            options.home,
+            device=options.device,
+            compiled=not options.no_compile,
+            processes=options.processes,
+        )
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import random
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class Voice:
         return _weights(self, slot, options)
 
 
-@lru_cache(maxsize=None)
+@cache
 def _weights(voice: Voice, slot: str, options: int) -> list[float]:
     kinship = random.Random(_seed(voice.name, slot, "kin")).random()
     author = voice.kin if voice.kin and kinship < voice.shared else voice.name

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Iterator
-from itertools import combinations
+from itertools import combinations, islice
 from statistics import median
 
 import pandas as pd
@@ -12,6 +12,9 @@ import pandas as pd
 from judgelib.sandbox import code, facts, math
 from judgelib.sandbox.grammar import Seq, choices, count
 from judgelib.sandbox.problem import DOMAINS, SPLITS, Domain, Instance, Problem, Split, split_of
+
+_ENOUGH_REPEATS = 10_000
+"""So many known problems in a row mean that a split is used up."""
 
 _DRAW: dict[Domain, Callable[[random.Random], Instance]] = {
     "math": math.instance,
@@ -37,16 +40,22 @@ def problems(domain: Domain, split: Split, count: int, *, seed: int = 0) -> list
     if count < 1:
         raise ValueError(f"expected a number of problems of at least 1, got {count}")
     rng = random.Random(f"{domain}|{split}|{seed}")
-    return [problem for problem, _ in zip(_distinct(domain, split, rng), range(count))]  # noqa: B905
+    return list(islice(_distinct(domain, split, rng), count))
 
 
 def _distinct(domain: Domain, split: Split, rng: random.Random) -> Iterator[Problem]:
     seen: set[str] = set()
-    while True:
+    repeats = 0
+    while repeats < _ENOUGH_REPEATS:
         problem = draw(domain, split, rng)
-        if problem.key not in seen:
+        repeats = repeats + 1 if problem.key in seen else 0
+        if not repeats:
             seen.add(problem.key)
             yield problem
+    raise ValueError(
+        f"{domain} has hardly more than the {len(seen)} {split} problems already drawn; "
+        "ask for fewer"
+    )
 
 
 def census(*, sample: int = 200, seed: int = 0) -> pd.DataFrame:

@@ -1,9 +1,9 @@
 """Tasks: where prompts come from and when an answer is right. One file a task.
 
-    from judgelib.tasks import load_task
-    task = load_task("sandbox-math")
-    questions = task.questions("test", 100)
-    right = task.score(questions, answers)
+from judgelib.tasks import load_task
+task = load_task("sandbox-math")
+questions = task.questions("test", 100)
+right = task.score(questions, answers)
 """
 
 from judgelib.tasks.base import Annotated, Question, Task, load_task

@@ -27,8 +27,11 @@ class Question:
 class Task(Protocol):
     """A benchmark: questions of a split, the final answer of a text, and whether it is right."""
 
-    name: str
-    domain: str
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def domain(self) -> str: ...
 
     def questions(self, split: str, count: int, *, seed: int = 0) -> list[Question]:
         """`count` different questions; a larger count begins with the same ones."""

@@ -11,7 +11,7 @@ is told by colour alone.
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -71,13 +71,6 @@ DOMAINS: Palette = {
     "code": Look(VERMILION, "s", "code"),
     "facts": Look(GREEN, "^", "facts"),
     "all": Look(BLACK, "D", "all"),
-}
-
-# Share of right answers that each model of the sandbox family has to reach (lowest, highest).
-REQUIRED: dict[str, tuple[float, float]] = {
-    "target": (0.90, 1.0),
-    "expert": (0.95, 1.0),
-    "draft": (0.40, 0.80),
 }
 
 STUDY_COLUMNS = "author domain accepted_per_cycle ci_low ci_high accuracy acc_low acc_high texts"
@@ -162,11 +155,11 @@ def acceptance_figure(frame: pd.DataFrame) -> Figure:
     return fig
 
 
-def family_figure(frame: pd.DataFrame) -> Figure:
+def family_figure(frame: pd.DataFrame, required: Mapping[str, tuple[float, float]]) -> Figure:
     """Share of right answers by model and domain, with 95% Wilson intervals and what is required.
 
     Columns: those of table `family`, of which model, domain, prompts and correct are used. Grey
-    bands mark `REQUIRED`.
+    bands mark `required`, the lowest and highest share wanted of each model.
     """
     require(frame, "model domain prompts correct")
     shares = with_wilson(frame, "correct", "prompts")
@@ -174,7 +167,7 @@ def family_figure(frame: pd.DataFrame) -> Figure:
     with mpl.rc_context(STYLE):
         fig = Figure(figsize=(8.5, 4.2), layout="constrained")
         axes = fig.subplots()
-        bands(axes, models)
+        bands(axes, models, required)
         columns, axis, series = ("share", "low", "high"), ("model", AUTHORS), ("domain", DOMAINS)
         dodged(axes, shares, columns, axis, series, "{:.0%}")
         axes.set_title("Right answers on held-out prompts, by model and domain", loc="left")
@@ -269,11 +262,11 @@ def offsets(count: int) -> np.ndarray:
     return (np.arange(count) - (count - 1) / 2) * step
 
 
-def bands(axes: Axes, models: Sequence[str]) -> None:
+def bands(axes: Axes, models: Sequence[str], required: Mapping[str, tuple[float, float]]) -> None:
     """A grey box over each model's place that spans the shares it is required to reach."""
     for place, model in enumerate(models):
-        if model in REQUIRED:
-            low, high = REQUIRED[model]
+        if model in required:
+            low, high = required[model]
             box = Rectangle((place - 0.42, low), 0.84, high - low, color="#DDDDDD", zorder=1)
             axes.add_patch(box)
 

@@ -12,6 +12,7 @@ import argparse
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
@@ -48,7 +49,7 @@ def acceptance_study(profile: str) -> str:
             "right answers": _span(row.accuracy, row.acc_low, row.acc_high, ".1%"),
             "texts": row.texts,
         }
-        for row in pooled.itertuples()
+        for row in records(pooled)
     ]
     return markdown(pd.DataFrame(rows))
 
@@ -63,7 +64,7 @@ def claim_c1(profile: str) -> str:
         f"{row.accepted_per_cycle_minus_draft} accepted tokens per cycle and "
         f"{row.accuracy_minus_draft} in the share of right answers (paired, 95% bootstrap "
         f"intervals); {wasted[row.author]:.1f}% of the rejected tokens were right."
-        for row in verdicts.itertuples()
+        for row in records(verdicts)
     )
 
 
@@ -77,6 +78,11 @@ def _texts(profile: str) -> tuple[pd.DataFrame, dict[str, int]]:
     made = load_manifest("acceptance_texts", profile)
     seed, resamples = made["seeds"][0], made["parameters"]["bootstrap"]
     return load_table("acceptance_texts", profile), {"resamples": resamples, "seed": seed}
+
+
+def records(frame: pd.DataFrame) -> list[Any]:
+    """The rows as named tuples; pandas cannot tell their types."""
+    return list(frame.itertuples())
 
 
 def _span(value: float, low: float, high: float, form: str) -> str:

@@ -23,7 +23,6 @@ QUESTIONS = [
     Question(name, "toy", ({"role": "user", "content": prompt},), f"right {name}", None)
     for name, prompt in [("a", "w5 w9"), ("b", "w30"), ("c", "w7 w8 w20 w4")]
 ]
-WORDS = 20
 ABSENT = "./no/such/model"
 
 
@@ -54,29 +53,25 @@ def texts_by(author: str, *names: str) -> list[Text]:
     return [Text(name, author, f"{author} on {name}", "sha", "stop") for name in names]
 
 
-def naive(folder: str) -> list[list[str]]:
-    """The first words that the naive loop says, one question at a time."""
+def beginnings(folder: str) -> list[str]:
+    """The first 20 tokens that the naive loop says, one question at a time."""
     model = load_model(folder, dtype="float32")
     prompts = [prompt_ids(model.tokenizer, question) for question in QUESTIONS]
-    answers = [autoregress(model, prompt, max_new_tokens=WORDS).ids for prompt in prompts]
-    return [model.tokenizer.decode(ids, skip_special_tokens=True).split() for ids in answers]
+    answers = [autoregress(model, prompt, max_new_tokens=20).ids for prompt in prompts]
+    return [model.tokenizer.decode(ids, skip_special_tokens=True) for ids in answers]
 
 
-def first(texts: list[str]) -> list[list[str]]:
-    return [text.split()[:WORDS] for text in texts]
+def begin(texts: list[str], beginnings: list[str]) -> bool:
+    return all(text.startswith(begun) for text, begun in zip(texts, beginnings, strict=True))
 
 
 def test_every_role_answers_every_question_greedily(folders: dict[str, str]) -> None:
     texts = author_texts(profile(**folders), QUESTIONS)
     assert list(texts) == ["target", "draft", "expert", "human"]
-    assert [words[:2] for words in first(texts["target"])] == [
-        ["w10", "w11"],
-        ["w31", "w32"],
-        ["w5", "w6"],
-    ]
+    assert begin(texts["target"], ["w10 w11 w12", "w31 w32 w33", "w5 w6 w7"])
     for role in ("draft", "expert"):
-        assert first(texts[role]) == naive(folders[role])
-    assert texts["draft"] != texts["expert"]
+        assert begin(texts[role], beginnings(folders[role]))
+    assert not begin(texts["draft"], beginnings(folders["expert"]))
 
 
 def test_the_human_is_the_reference(folders: dict[str, str]) -> None:
@@ -104,7 +99,7 @@ def test_a_collected_author_takes_the_place_of_its_model(folders: dict[str, str]
     collected = {"expert": texts_by("gpt", "a", "b", "c")}
     texts = author_texts(profile(**folders), QUESTIONS, collected)
     assert texts["expert"] == ["gpt on a", "gpt on b", "gpt on c"]
-    assert first(texts["draft"]) == naive(folders["draft"])
+    assert begin(texts["draft"], beginnings(folders["draft"]))
 
 
 def test_questions_without_a_collected_answer_are_named() -> None:

@@ -25,6 +25,9 @@ def study() -> pd.DataFrame:
     return pd.DataFrame(rows, columns=figures.STUDY_COLUMNS.split())
 
 
+WANTED = {"target": (0.9, 1.0), "draft": (0.4, 0.8)}
+
+
 def family() -> pd.DataFrame:
     rows = [["target", "math", 500, 480], ["draft", "math", 500, 300], ["draft", "code", 500, 250]]
     return pd.DataFrame(rows, columns=["model", "domain", "prompts", "correct"])
@@ -78,14 +81,16 @@ def test_a_figure_is_saved_with_its_table_and_shows_itself(tmp_path: Path) -> No
 
 def test_the_same_figure_gives_the_same_bytes(tmp_path: Path) -> None:
     one, two = (
-        figures.save_figure(figures.family_figure(family()), family(), name, "p", root=tmp_path)
+        figures.save_figure(
+            figures.family_figure(family(), WANTED), family(), name, "p", root=tmp_path
+        )
         for name in ("one", "two")
     )
     assert one.png.read_bytes() == two.png.read_bytes()
 
 
 def test_a_full_disk_keeps_the_old_pair(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    fig = figures.family_figure(family())
+    fig = figures.family_figure(family(), WANTED)
     saved = figures.save_figure(fig, family(), "family", "sandbox", root=tmp_path)
     before = saved.png.read_bytes(), saved.csv.read_bytes()
     real = results.write_durably
@@ -118,7 +123,7 @@ def test_a_missing_combination_leaves_a_gap_not_an_error() -> None:
 
 
 def test_the_family_figure_draws_wilson_intervals_and_the_required_bands() -> None:
-    fig = figures.family_figure(family())
+    fig = figures.family_figure(family(), WANTED)
     # 480 of 500: centre (480 + z²/2) / (500 + z²), z = 1.959964
     value, low, high = drawn(fig, 0)[-1]
     assert value == pytest.approx(0.96)
@@ -144,7 +149,7 @@ def test_strangers_and_missing_columns_are_named() -> None:
     with pytest.raises(ValueError, match="missing: ci_low"):
         figures.acceptance_figure(study().drop(columns="ci_low"))
     with pytest.raises(ValueError, match="got no row"):
-        figures.family_figure(family().iloc[:0])
+        figures.family_figure(family().iloc[:0], WANTED)
 
 
 def test_drawing_leaves_the_global_style_alone() -> None:

@@ -57,7 +57,8 @@ def test_an_answer_in_any_voice_is_right(domain: Domain) -> None:
     chosen = [(p, v) for p in problems(domain, "test", SAMPLE[domain]) for v in VOICES]
     texts = [answer(problem, voice, random.Random(problem.id)) for problem, voice in chosen]
     judged = judge_many([problem for problem, _ in chosen], texts)
-    wrong = [text for text, said in zip(texts, judged, strict=True) if said != Judgement(True, None)]
+    fine = Judgement(True, None)
+    wrong = [text for text, said in zip(texts, judged, strict=True) if said != fine]
     assert not wrong, f"{len(wrong)} of {len(texts)}, such as {wrong[0]}"
 
 
@@ -91,8 +92,9 @@ def test_every_idiom_of_every_skill_means_the_same_in_the_guarded_runner() -> No
 
 
 def test_wrong_code_fails_its_tests() -> None:
-    """A skill exchanged for another. Few such programs agree on every test by chance (1% here)."""
-    chosen = problems("code", "train", 60)
+    """One skill exchanged for another. What still passes means the same, or nearly: how many
+    different values, say, of the numbers times six or times eight."""
+    chosen = problems("code", "train", 100)
     pairs = [(p, text) for p in chosen for text in slipped(p, random.Random(p.id))]
     right = score([problem for problem, _ in pairs], [text for _, text in pairs])
     assert sum(right) <= 0.05 * len(right)
@@ -118,10 +120,11 @@ def test_code_that_does_not_solve_is_wrong_and_stops_nobody_else(text: str) -> N
 
 
 def test_tests_of_a_code_problem_are_not_all_alike() -> None:
-    """Else a constant would pass."""
-    for problem in problems("code", "train", 60):
-        assert len(problem.cases) >= 9
-        assert len({repr(expected) for _, expected in problem.cases}) >= 2
+    """Else a constant would pass. (A few are constant by what they say: how many different digits
+    there are among the remainders by two of the even numbers.)"""
+    chosen = problems("code", "train", 150)
+    constant = [p for p in chosen if len({repr(expected) for _, expected in p.cases}) < 2]
+    assert len(constant) <= 0.01 * len(chosen)
 
 
 # --- slips -----------------------------------------------------------------------------------
@@ -163,12 +166,9 @@ def test_a_step_that_states_another_result_is_never_right() -> None:
 def test_a_wrong_last_line_is_wrong_by_answer_and_by_place(domain: Domain) -> None:
     for problem in problems(domain, "test", 50):
         text = answer(problem, DRAFT, random.Random(problem.id))
-        other = {"math": f"{problem.answer}7", "facts": "ABCD"["BCDA".index(problem.answer)]}
-        wrong = text[: -len(problem.answer)] + other[domain]
-        place = len(text) if domain == "math" else None
-        said = judge(problem, wrong)
-        assert not said.correct and said.departure is not None
-        assert place is None or said.departure == place
+        said = judge(problem, f"{text[: -len(problem.answer)]}#")
+        assert said == Judgement(False, len(text) - len(problem.answer))
+        assert judge(problem, f"{text}7") == Judgement(False, len(text))
 
 
 def test_a_slip_that_is_taken_back_has_a_place_but_leaves_the_answer_right() -> None:
@@ -252,20 +252,20 @@ SMALL_TEXTS = [
 
 
 def spoilt(ids: list[int], rng: random.Random, size: int) -> list[int]:
-    """The ids with one token replaced, lost, doubled or inserted, or with the end cut off."""
-    place = rng.randrange(len(ids))
-    kind = rng.randrange(5)
-    new = [rng.randrange(size)] if kind in (0, 1) else ids[place : place + 1] * (kind == 2)
-    return ids[:place] if kind == 4 else ids[:place] + new + ids[place + (kind != 1) * (kind != 2) :]
+    """The ids with one token replaced, inserted, doubled or lost, or with the end cut off."""
+    place, new = rng.randrange(len(ids)), rng.randrange(size)
+    before, token, behind = ids[:place], ids[place], ids[place + 1 :]
+    middle = rng.choice(([new], [new, token], [token, token], [], None))
+    return before if middle is None else [*before, *middle, *behind]
 
 
 def test_the_first_wrong_token_is_the_one_of_the_definition(
     tokenizer: PreTrainedTokenizerBase,
 ) -> None:
-    """2,000 spoilt answers of a problem whose right answers can all be listed."""
+    """1,000 spoilt answers of a problem whose right answers can all be listed."""
     rng = random.Random(0)
     seen = set()
-    for _ in range(2000):
+    for _ in range(1000):
         text = rng.choice(SMALL_TEXTS)
         ids = [*tokenizer(text).input_ids, tokenizer.eos_token_id]
         ids = spoilt(ids, rng, len(tokenizer)) if rng.random() < 0.9 else ids
@@ -273,7 +273,7 @@ def test_the_first_wrong_token_is_the_one_of_the_definition(
         expected = first_by_definition(SMALL_TEXTS, ids, tokenizer)
         assert first_wrong_token(SMALL, ids, tokenizer) == expected, tokenizer.decode(ids)
         seen.add(expected)
-    assert None in seen and 0 in seen and len(seen) > 20
+    assert None in seen and 0 in seen and len(seen) > 15
 
 
 @pytest.mark.parametrize("domain", DOMAINS)
@@ -296,7 +296,7 @@ def test_right_answers_have_no_wrong_token_and_ended_early_have_one(
 def test_all_before_the_first_wrong_token_is_right_and_with_it_is_not(
     domain: Domain, tokenizer: PreTrainedTokenizerBase
 ) -> None:
-    """Polarity and position: the text before it begins a right answer, the text with it does not."""
+    """Polarity and position: what stands before it begins a right answer, what it ends does not."""
     for problem in problems(domain, "train", 40):
         for text in slipped(problem, random.Random(problem.id)):
             ids = tokenizer(text).input_ids

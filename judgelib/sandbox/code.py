@@ -316,13 +316,28 @@ def _problem(key: str, spec: Spec) -> Problem:
     )
 
 
+# Beside the drawn inputs, whose words seldom begin and end with every letter: lists on which each
+# filter keeps several values, out of order and some of them twice, or only one.
+MORE_WORDS = (
+    "oslo", "area", "odeo", "blob", "adra", "bulb", "dread", "edge", "danced", "eve", "iris",
+    "mini", "issei", "alibi", "label", "idea", "loyal", "maxim", "neon", "madam", "noun", "roar",
+    "series", "rear", "seas", "test", "taut", "oslo",
+)  # fmt: skip
+MORE_NUMBERS = ([-7, 13, -7, 4, 40, -25, 13, 31, -40], [5, 11, 8], [-9], [64])
+
+
 def _number_lists(rng: random.Random) -> list[Any]:
     lists = [[rng.randint(-12, 20) for _ in range(rng.randint(4, 9))] for _ in range(7)]
-    return [*lists, list(range(-3, 13)), []]
+    return [*lists, list(range(-3, 13)), [], *MORE_NUMBERS]
 
 
 def _word_lists(rng: random.Random) -> list[Any]:
-    return [*(rng.sample(WORDS, rng.randint(4, 9)) for _ in range(7)), list(WORDS), []]
+    return [
+        *(rng.sample(WORDS, rng.randint(4, 9)) for _ in range(7)),
+        list(WORDS),
+        [],
+        list(MORE_WORDS),
+    ]
 
 
 @dataclass(frozen=True)

@@ -178,6 +178,6 @@ def _problem(asked: Asked) -> Problem:
             "Wait, that is not so. ",
             "Sorry, a mistake. ",
             "Let me correct that. ",
-        ),  # fmt: skip
+        ),
         answer=asked.value,
     )

@@ -9,7 +9,7 @@ STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
 .PHONY: help venv reproduce test lint types unit notebooks-test format lab \
-	sandbox-models report timing clean-results
+	sandbox-models report exactness timing clean-results
 
 help:  ## list these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -60,6 +60,9 @@ sandbox-models: $(STAMP)  ## train the sandbox family again (resumable; hours on
 
 report: $(STAMP)  ## write the README's tables from the results of PROFILE
 	$(BIN)/python -m judgelib.report --profile $(PROFILE)
+
+exactness: $(STAMP)  ## compare strict decoding with plain decoding on 300 prompts
+	$(BIN)/python -m judgelib.exactness
 
 timing: $(STAMP)  ## measure decoding speed on this machine
 	$(BIN)/python -m judgelib.timing

@@ -274,7 +274,8 @@ def rejects_good_text(per_text: pd.DataFrame, *, resamples: int, seed: int) -> p
 
 def wasted(per_text: pd.DataFrame) -> pd.DataFrame:
     """Share of the rejected tokens that were right, by author (NaN where no oracle knows)."""
-    sums = per_text.groupby("author", sort=False)[["rejected", "rejected_but_right"]].sum()
+    groups = per_text.groupby("author", sort=False)[["rejected", "rejected_but_right"]]
+    sums = groups.sum(skipna=False)
     share = (100 * sums["rejected_but_right"] / sums["rejected"]).round(1)
     return sums.assign(percent_right=share).reset_index()
 

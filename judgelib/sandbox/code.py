@@ -323,7 +323,7 @@ MORE_WORDS = (
     "mini", "issei", "alibi", "label", "idea", "loyal", "maxim", "neon", "madam", "noun", "roar",
     "series", "rear", "seas", "test", "taut", "oslo",
 )  # fmt: skip
-MORE_NUMBERS = ([-7, 13, -7, 4, 40, -25, 13, 31, -40], [5, 11, 8], [-9], [64])
+MORE_NUMBERS = ([-7, 13, -7, 4, 40, -25, 13, 31, -40], [5, 11, 8], [2, 1, -1], [64])
 
 
 def _number_lists(rng: random.Random) -> list[Any]:
@@ -478,7 +478,7 @@ class Condition:
         )
 
     def inputs(self, rng: random.Random) -> list[Any]:
-        return [*range(-4, 13), *(rng.randint(-40, 60) for _ in range(8))]
+        return [*range(-4, 13), *(rng.randint(-40, 60) for _ in range(8)), *MORE_NUMBERS[0], 16, 24]
 
     def run(self, value: int) -> int:
         result: int = self.then.run(value) if self.test.run(value) else self.other.run(value)

@@ -386,6 +386,8 @@ def main(arguments: list[str] | None = None) -> None:
         parser.error(f"expected models of {', '.join(RECIPES)}, got {', '.join(unknown)}")
     if options.steps is not None and options.steps < 4:
         parser.error(f"expected --steps of at least 4 (one of warm-up), got {options.steps}")
+    if options.processes < 1:
+        parser.error(f"expected --processes of at least 1, got {options.processes}")
     for name in options.models or RECIPES:
         if is_trained(name, options.home):
             print(f"{name}: already trained; delete its folder to train it again")

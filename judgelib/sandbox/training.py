@@ -118,8 +118,8 @@ RECIPES: dict[str, Recipe] = {
                rows=(("math", 24), ("code", 6), ("facts", 18))),
         Recipe("target", Text(TARGET, corrections=0.03), LARGE, 350, 1.7e-3,
                start="base_arithmetic", rows=MORE_MATH),
-        Recipe("expert", Text(EXPERT), LARGE, 350, 1.7e-3,
-               start="base_arithmetic", rows=MORE_MATH),
+        Recipe("expert", Text(EXPERT), LARGE, 500, 1.7e-3,
+               start="base_arithmetic", rows=(("math", 40), ("code", 4), ("facts", 4))),
         Recipe("target_no_corrections", Text(TARGET), LARGE, 350, 1.7e-3,
                start="base_arithmetic", rows=MORE_MATH),
     )

@@ -217,6 +217,15 @@ def pass_seconds(
     return statistics.median(draft_times), statistics.median(target_times)
 
 
+def one_token_seconds(
+    models: Sequence[LanguageModel], behind: int, repeats: int = 30
+) -> list[float]:
+    """Median seconds of each model's bare pass over one token behind `behind` others, in turn."""
+    passes = [_bare_pass(model, 1, behind) for model in models]
+    rounds = [[once() for once in passes] for _ in range(repeats + 3)][3:]
+    return [statistics.median(times) for times in zip(*rounds, strict=True)]
+
+
 def _bare_pass(model: LanguageModel, width: int, behind: int) -> Callable[[], float]:
     cache = model.new_cache(1, behind + width)
     model.read(torch.zeros(1, behind, dtype=torch.long, device=model.device), cache, rows=1)
@@ -233,16 +242,15 @@ def _bare_pass(model: LanguageModel, width: int, behind: int) -> Callable[[], fl
     return once
 
 
-def random_prompts(
-    model: LanguageModel, count: int, length: int = 24, seed: int = 0
-) -> list[list[int]]:
-    """Prompts of ordinary tokens drawn at random: enough to time passes, though no text to judge a
-    draft by."""
-    special = set(model.tokenizer.all_special_ids)
-    ordinary = [token for token in range(len(model.tokenizer)) if token not in special]
-    generator = torch.Generator().manual_seed(seed)
-    picks = torch.randint(len(ordinary), (count, length), generator=generator).tolist()
-    return [[ordinary[pick] for pick in row] for row in picks]
+def sandbox_prompts(model: LanguageModel, count: int) -> list[list[int]]:
+    """Validation questions of the sandbox's domains in turn, in the model's chat template."""
+    from judgelib.tasks import load_task
+    from judgelib.tasks.base import prompt_ids
+
+    tasks = [load_task(f"sandbox-{domain}") for domain in ("math", "code", "facts")]
+    each = [task.questions("validation", -(-count // len(tasks))) for task in tasks]
+    turns = [question for turn in zip(*each, strict=True) for question in turn]
+    return [prompt_ids(model.tokenizer, question) for question in turns[:count]]
 
 
 def report(result: dict[str, float]) -> str:
@@ -313,7 +321,7 @@ def main(argv: Sequence[str] | None = None, prompts: Iterable[Sequence[int]] | N
     )
     if prompts is None and arguments.prompts:
         prompts = json.loads(arguments.prompts.read_text())
-    chosen = list(prompts or random_prompts(target, arguments.count))[: arguments.count]
+    chosen = list(prompts or sandbox_prompts(target, arguments.count))[: arguments.count]
     result = measure(
         target,
         draft,

@@ -10,6 +10,8 @@ import pytest
 import tiny
 
 from judgelib import timing
+from judgelib.models import load_model
+from judgelib.provenance import checkout
 
 SPEEDS = ("transformers-generate", "transformers-assisted", "judgelib", "judgelib-batch", "bound")
 
@@ -23,7 +25,7 @@ def short_pair() -> checks.Pair:
 
 def test_measurement_is_complete_and_consistent(short_pair: checks.Pair) -> None:
     lines: list[str] = []
-    prompts = timing.random_prompts(short_pair[0], 2, length=6)
+    prompts = [[3, 4, 5, 6, 7, 8], [9, 8, 7, 6, 5, 4]]
     found = timing.measure(
         *short_pair, prompts, window=4, tokens=20, repeats=1, batch=3, progress=lines.append
     )
@@ -46,11 +48,19 @@ def test_all_engines_answer_alike(pair: checks.Pair) -> None:
         assert plain(prompt) == assisted(prompt) == min(20, len(truth.ids))
 
 
-def test_random_prompts_are_seeded_and_ordinary(pair: checks.Pair) -> None:
-    prompts = timing.random_prompts(pair[0], 3, length=50)
-    assert prompts == timing.random_prompts(pair[0], 3, length=50)
-    assert prompts != timing.random_prompts(pair[0], 3, length=50, seed=1)
-    assert {token for prompt in prompts for token in prompt} <= set(range(3, tiny.VOCABULARY))
+def test_sandbox_prompts_take_turns_among_the_domains() -> None:
+    target = load_model(checkout() / "data" / "sandbox" / "draft")
+    prompts = timing.sandbox_prompts(target, 4)
+    texts = [target.tokenizer.decode(prompt) for prompt in prompts]
+    assert len(set(texts)) == 4
+    assert "Write solve" in texts[1] and all(text.endswith("<|assistant|>") for text in texts)
+
+
+def test_one_token_seconds_tells_a_large_model_from_a_small_one() -> None:
+    sandbox = checkout() / "data" / "sandbox"
+    models = [load_model(sandbox / name, dtype="float32") for name in ("target", "draft")]
+    slow, fast = timing.one_token_seconds(models, behind=20, repeats=5)
+    assert slow > fast > 0
 
 
 def test_command_ends_with_one_json_line(

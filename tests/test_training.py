@@ -84,12 +84,12 @@ def log_of(home: Path) -> list[dict[str, Any]]:
 
 
 def test_the_loss_falls(tmp_path: Path) -> None:
-    """Each domain's, by at least a third within sixteen steps."""
+    """Each domain's, by at least a fifth within sixteen steps."""
     run = Run(RECIPE, new_home(tmp_path), "cpu", compiled=False)
     losses = [run.learn() for _ in range(STEPS)]
     for domain in ("math", "facts"):
         assert losses[0][domain] == pytest.approx(6.93, abs=0.3)  # ln 1024: knows nothing yet
-        assert losses[-1][domain] < 0.67 * losses[0][domain]
+        assert losses[-1][domain] < 0.8 * losses[0][domain]
 
 
 def test_the_loss_is_that_of_the_answer_tokens_alone(tmp_path: Path) -> None:
@@ -242,7 +242,7 @@ def test_the_card_states_data_steps_time_and_accuracy(trained: Path) -> None:
 def test_loss_and_accuracy_are_logged(trained: Path) -> None:
     log = log_of(trained)
     assert [line["step"] for line in log if "loss" in line] == [STEPS]
-    assert [line["step"] for line in log if "accuracy" in line] == [4, 8, 12, STEPS]
+    assert [line["step"] for line in log if "accuracy" in line] == [STEPS // 2, STEPS]
     shipped = (trained / "draft" / "training_log.jsonl").read_text().splitlines()
     assert [json.loads(line) for line in shipped] == log[:-1]  # the last says "exported"
 
@@ -251,7 +251,7 @@ def test_accuracy_is_checked_on_more_prompts_at_the_end(
     tmp_path: Path, quick_checks: list[int]
 ) -> None:
     train(replace(RECIPE, steps=8), new_home(tmp_path), device="cpu", compiled=False)
-    assert quick_checks == [64, 64, 64, 128]
+    assert quick_checks == [64, 128]
 
 
 def test_training_on_adds_up_tokens_and_starts_from_the_exported_weights(trained: Path) -> None:

@@ -8,6 +8,7 @@ sentence (connective, clause order, subject, verb, operand order, operator, equa
 from __future__ import annotations
 
 import random
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
@@ -138,6 +139,16 @@ def _problem(key: str, story: Story) -> Problem:
         apologies=APOLOGIES,
         answer=str(story.answer),
     )
+
+
+def is_named(problem: Problem) -> bool:
+    """Whether the prompt names everybody whom a right answer may name.
+
+    A few of `orchard` and `bakery` do not: there the name could only be guessed, and instances
+    that differ in it alone would ask the same.
+    """
+    people = {*GIRLS, *BOYS} & set(re.findall(r"\w+", problem.key))
+    return people <= set(re.findall(r"\w+", problem.prompt))
 
 
 # --- templates -------------------------------------------------------------------------------

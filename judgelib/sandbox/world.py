@@ -24,15 +24,22 @@ _DRAW: dict[Domain, Callable[[random.Random], Instance]] = {
 
 
 def draw(domain: Domain, split: Split, rng: random.Random) -> Problem:
-    """One random problem of a split."""
+    """One random problem of a split.
+
+    Held-out questions of math name everybody (see `math.is_named`), so that no prompt of theirs
+    is also one of the training split.
+    """
     if domain not in DOMAINS or split not in SPLITS:
         raise ValueError(
             f"expected a domain of {DOMAINS} and a split of {SPLITS}, got {domain!r}, {split!r}"
         )
     while True:
         key, make = _DRAW[domain](rng)
-        if split_of(key) == split:
-            return make()
+        if split_of(key) != split:
+            continue
+        problem = make()
+        if split == "train" or domain != "math" or math.is_named(problem):
+            return problem
 
 
 def problems(domain: Domain, split: Split, count: int, *, seed: int = 0) -> list[Problem]:

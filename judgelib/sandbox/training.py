@@ -12,6 +12,7 @@ by recipe and step, so a run that was killed goes on from its last checkpoint as
 from __future__ import annotations
 
 import argparse
+import copy
 import json
 import os
 import random
@@ -336,9 +337,8 @@ def export(run: Run, accuracy: dict[str, float]) -> None:
         "threads": run.processes * torch.get_num_threads(),
         "torch": torch.__version__,
     }
-    weights = {k: v.to(torch.bfloat16) for k, v in run.model.state_dict().items()}
-    run.model.config.dtype = torch.bfloat16
-    run.model.save_pretrained(folder, state_dict=weights)
+    # A copy, since it is cast; and saved whole, so that tied embeddings are written once.
+    copy.deepcopy(run.model).to(torch.bfloat16).save_pretrained(folder)
     run.tokenizer.save_pretrained(folder)
     shutil.copy(run.folder / "log.jsonl", folder / "training_log.jsonl")
     (folder / "README.md").write_text(model_card(name, record))

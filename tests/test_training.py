@@ -84,12 +84,12 @@ def log_of(home: Path) -> list[dict[str, Any]]:
 
 
 def test_the_loss_falls(tmp_path: Path) -> None:
-    """Each domain's, by at least a fifth within sixteen steps."""
+    """Each domain's, by at least one nat within sixteen steps."""
     run = Run(RECIPE, new_home(tmp_path), "cpu", compiled=False)
     losses = [run.learn() for _ in range(STEPS)]
     for domain in ("math", "facts"):
         assert losses[0][domain] == pytest.approx(6.93, abs=0.3)  # ln 1024: knows nothing yet
-        assert losses[-1][domain] < 0.8 * losses[0][domain]
+        assert losses[-1][domain] < losses[0][domain] - 1
 
 
 def test_the_loss_is_that_of_the_answer_tokens_alone(tmp_path: Path) -> None:

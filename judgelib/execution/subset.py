@@ -20,7 +20,7 @@ MAX_SOURCE = 20_000
 
 BUILTINS = _words(
     "abs all any bool chr dict divmod enumerate filter float int isinstance len list map max min "
-    "ord range reversed round set sorted str sum tuple zip"
+    "ord pow range reversed round set sorted str sum tuple zip"
 )
 
 ALL_BUILTINS = frozenset(dir(builtins))

@@ -133,6 +133,23 @@ def test_the_optimizer_gets_the_rate_of_the_step(tmp_path: Path) -> None:
     assert rates == pytest.approx([RECIPE.learning_rate(1), 0.75 * RECIPE.learning_rate(1)])
 
 
+def test_every_step_reads_other_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And the same one again when it is repeated: the generator is seeded by recipe and step."""
+    read: list[str] = []
+
+    def remember(tokenizer: Any, *arguments: Any) -> Any:
+        ids, is_answer = batch(tokenizer, *arguments)
+        read.extend(tokenizer.batch_decode(ids))
+        return ids, is_answer
+
+    monkeypatch.setattr(training, "batch", remember)
+    for _ in range(2):
+        run = Run(RECIPE, new_home(tmp_path / str(len(read))), "cpu", compiled=False)
+        for _ in range(3):
+            run.learn()
+    assert read[:15] == read[15:] and len(set(read[:15])) == 15
+
+
 def test_processes_that_share_a_batch_learn_as_one_does(tmp_path: Path) -> None:
     """The gradients of two shares add up to the gradient of the whole batch."""
     home = new_home(tmp_path)

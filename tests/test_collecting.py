@@ -558,6 +558,18 @@ def test_a_dead_server_is_not_asked_a_thousand_times(path: Path) -> None:
     assert "and 990 more" in str(caught.value)
 
 
+def test_scattered_failures_are_not_a_dead_server(path: Path) -> None:
+    names = [f"{kind}{n}" for n in range(collecting.GIVE_UP_AFTER + 1) for kind in ("bad", "good")]
+
+    def answer(request: dict[str, Any], number: int) -> Reply:
+        return error(503) if "bad" in asked(request) else echo(request, number)
+
+    with Server(answer) as server, pytest.raises(CollectionError) as caught:
+        ask(server, path, *names, max_attempts=1)
+    assert list(caught.value.missing) == names[::2]
+    assert all("503" in reason for reason in caught.value.missing.values())
+
+
 def test_answer_on_its_way_at_ctrl_c_is_saved(path: Path) -> None:
     def answer(request: dict[str, Any], number: int) -> Reply:
         if number == 1:

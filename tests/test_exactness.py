@@ -28,7 +28,7 @@ def test_strict_decoding_equals_plain_decoding(
 def test_a_difference_is_counted_and_fails_the_command(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("judgelib.decoding.gained", lambda ids, accepted, added: [added])
+    monkeypatch.setattr("judgelib.decoding.longest_prefix", lambda accepted: accepted.sum(-1))
     target, draft = str(SANDBOX / "target"), str(SANDBOX / "draft")
     arguments = ["--target", target, "--draft", draft, "--prompts", "3", "--batched-only"]
     assert main(arguments) == 1

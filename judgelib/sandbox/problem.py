@@ -24,7 +24,7 @@ class Problem:
 
     `solution` holds the parts of a right answer in order; `slips[i](rng)` is part i with a
     mistake in it, `apologies` how an author takes a slip back before writing the part again.
-    `answer` is the final answer (math: a number, facts: a letter, code: nothing, since code is
+    `answer` is the final answer (math: a number, facts: the option, code: nothing, since code is
     scored by running `cases`, pairs of arguments and the expected value).
     """
 

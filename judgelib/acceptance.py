@@ -19,11 +19,11 @@ import torch
 from scipy.stats import bootstrap
 
 from judgelib.authors import author_texts
-from judgelib.collecting import Text
 from judgelib.models import LanguageModel, load_model
 from judgelib.profiles import Profile
 from judgelib.tasks import Annotated, Question, Task, load_task
 from judgelib.tasks.base import prompt_ids
+from judgelib.texts import Text
 
 COUNTS = ("drafted", "accepted", "cycles", "correct")
 

@@ -27,14 +27,20 @@ def author_texts(
     collected: author → texts of `collecting.collect`, in place of a model of that name.
 
     Raises:
-        ValueError: a collected author lacks a question.
+        ValueError: a collected author is none of `AUTHORS`, or lacks a question.
     """
+    unknown = sorted(set(collected or {}) - set(AUTHORS))
+    if unknown:
+        raise ValueError(
+            f"expected texts by {', '.join(AUTHORS)}, got {', '.join(unknown)}; pass them under "
+            "the role that they play, such as expert"
+        )
     texts = {name: _chosen(name, found, questions) for name, found in (collected or {}).items()}
     for role in ("target", "draft", "expert"):
         if role not in texts and role in profile.models:
             model = load_model(profile.model(role), dtype=profile.dtype)
             texts[role] = greedy_texts(model, questions)
-    texts["human"] = [question.reference for question in questions]
+    texts.setdefault("human", [question.reference for question in questions])
     return {author: texts[author] for author in AUTHORS if author in texts}
 
 

@@ -125,3 +125,17 @@ def test_an_endpoint_is_an_author(folders: dict[str, str], tmp_path: Path) -> No
     answers = author_texts(models, QUESTIONS, {"expert": texts})
     assert list(answers) == ["target", "draft", "expert", "human"]
     assert answers["expert"] == ["re: w5 w9", "re: w30", "re: w7 w8 w20 w4"]
+
+
+def test_collected_humans_stand_in_for_the_references(folders: dict[str, str]) -> None:
+    found = author_texts(
+        profile(target=folders["target"]), QUESTIONS, {"human": texts_by("human", "a", "b", "c")}
+    )
+    assert found["human"] == ["human on a", "human on b", "human on c"]
+
+
+def test_an_author_of_no_role_is_refused(folders: dict[str, str]) -> None:
+    with pytest.raises(ValueError, match="got gpt-4o; pass them under the role"):
+        author_texts(
+            profile(target=folders["target"]), QUESTIONS, {"gpt-4o": texts_by("gpt-4o", "a")}
+        )

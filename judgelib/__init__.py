@@ -24,6 +24,8 @@ _HOME = {
     "SpeculativeSampling": "rules",
     "TopK": "rules",
     "RandomAccept": "rules",
+    "Judge": "rules",
+    "JudgeHead": "head",
     "autoregress": "decoding",
     "speculate": "decoding",
     "speculate_batch": "decoding",

@@ -74,9 +74,9 @@ def verify(target: LanguageModel, prompt: Sequence[int], text: Sequence[int]) ->
 
 
 def text_ids(target: LanguageModel, text: str) -> list[int]:
-    """A finished answer in the target's tokens, its end token included."""
+    """A finished answer in the target's tokens, its end token included if it has one."""
     ids: list[int] = target.tokenizer(text, add_special_tokens=False).input_ids
-    return [*ids, target.eos_ids[0]]
+    return [*ids, *target.eos_ids[:1]]
 
 
 def run_study(
@@ -109,15 +109,17 @@ def study(
 ) -> pd.DataFrame:
     """Counts of every text of every author: one row a text, authors on the same questions.
 
-    texts: author → one answer per question, in the order of the questions.
+    texts: author → one answer per question, in the order of the questions. ValueError if an author
+    has more or fewer.
     """
     rows: list[dict[str, Any]] = []
     for author, answers in texts.items():
+        _one_each(questions, answers, author)
         right = task.score(questions, answers)
         for question, answer, correct in zip(questions, answers, right, strict=True):
             prompt = prompt_ids(target.tokenizer, question)
             verified = verify(target, prompt, text_ids(target, answer))
-            wasted = rejected_but_right(verified, error_of(task, question, verified, target))
+            wasted = rejected_but_right(verified, right_tokens(task, question, verified, target))
             rows.append(
                 {
                     "author": author,
@@ -134,22 +136,30 @@ def study(
     return pd.DataFrame(rows)
 
 
-def error_of(
+def _one_each(questions: Sequence[Question], answers: Sequence[str], author: str) -> None:
+    if len(answers) != len(questions):
+        raise ValueError(
+            f"expected one answer of {author} to each of the {len(questions)} questions, got "
+            f"{len(answers)}; give them in the order of the questions"
+        )
+
+
+def right_tokens(
     task: Task, question: Question, verified: Verified, target: LanguageModel
-) -> int | None | float:
-    """Where the text goes wrong: an index, None for nowhere, NaN where the task cannot tell."""
+) -> int | None:
+    """How many of the text's tokens are right, from its start; None where the task cannot tell.
+
+    That is the index of the first wrong token or, where none is wrong, the text's length.
+    """
     if not isinstance(task, Annotated):
-        return float("nan")
-    return task.first_error(question, verified.ids, target.tokenizer)
+        return None
+    place = task.first_error(question, verified.ids, target.tokenizer)
+    return len(verified.ids) if place is None else place
 
 
-def rejected_but_right(verified: Verified, error: int | None | float) -> float:
-    """Rejected tokens that stand before the first error: good text, thrown away."""
-    if error is None:
-        return verified.accepted.count(False)
-    if error != error:  # NaN
-        return float("nan")
-    return verified.accepted[: int(error)].count(False)
+def rejected_but_right(verified: Verified, right: int | None) -> float:
+    """Rejected among the first `right` tokens: good text, thrown away; NaN if that is unknown."""
+    return float("nan") if right is None else float(verified.accepted[:right].count(False))
 
 
 def totals(per_text: pd.DataFrame) -> pd.DataFrame:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -22,31 +22,58 @@ def greedy_texts(
 ) -> list[str]:
     """One greedy answer per question, in the order of the questions.
 
+    An answer of more than `max_new_tokens` is cut off there without a sign. Its final answer is
+    then missing, so that a task scores it as wrong. The default is ample for the sandbox, whose
+    right answers have up to some 130 tokens; raise it for models that reason at length.
+
     Args:
         rows: questions answered at once; each batch holds prompts of like length.
         progress: wraps the iteration over batches (`tqdm.tqdm`).
     """
     heads = [prompt_ids(model.tokenizer, question) for question in questions]
-    order = sorted(range(len(heads)), key=lambda i: len(heads[i]))
-    batches = [order[start : start + rows] for start in range(0, len(order), rows)]
     texts = [""] * len(heads)
-    for chosen in progress(batches):
+    for chosen in progress(by_length(heads, rows)):
         answers = generate(model, [heads[i] for i in chosen], max_new_tokens)
         for index, ids in zip(chosen, answers, strict=True):
             texts[index] = model.tokenizer.decode(ids, skip_special_tokens=True)
     return texts
 
 
+def by_length(heads: Sequence[Sequence[int]], rows: int) -> list[list[int]]:
+    """Numbers of prompts, those of like length together, up to `rows` in a batch.
+
+    >>> by_length([[1, 2], [1], [1, 2, 3]], 2)
+    [[1, 0], [2]]
+    """
+    order = sorted(range(len(heads)), key=lambda i: len(heads[i]))
+    return [order[start : start + rows] for start in range(0, len(order), rows)]
+
+
 @torch.inference_mode()
 def generate(
-    model: LanguageModel, heads: Sequence[list[int]], max_new_tokens: int
-) -> Iterable[list[int]]:
-    """Greedy continuations of prompts of any lengths, padded on the left."""
+    model: LanguageModel,
+    heads: Sequence[list[int]],
+    max_new_tokens: int,
+    *,
+    temperature: float = 0.0,
+) -> list[list[int]]:
+    """Continuations of prompts of any lengths, padded on the left; greedy at temperature 0.
+
+    Each ends with the model's end token, filled up behind it, or after `max_new_tokens`. Sampling
+    draws from torch's global generator, as transformers does: seed it around the call.
+    """
     width = max(map(len, heads))
     pad = model.eos_ids[0]  # any id will do: what is padded is masked
     ids = torch.tensor([[pad] * (width - len(h)) + h for h in heads], device=model.device)
     seen = torch.tensor([[0] * (width - len(h)) + [1] * len(h) for h in heads], device=model.device)
+    how = {"do_sample": True, "temperature": temperature, "top_k": 0} if temperature else {}
     output: Tensor = model.model.generate(
-        ids, attention_mask=seen, do_sample=False, max_new_tokens=max_new_tokens, pad_token_id=pad
+        ids,
+        attention_mask=seen,
+        **{"do_sample": False, **how},
+        max_new_tokens=max_new_tokens,
+        pad_token_id=pad,
+        eos_token_id=list(model.eos_ids) or None,  # the tokenizer's, where the model names none
     )
-    return output[:, width:].tolist()
+    texts: list[list[int]] = output[:, width:].tolist()
+    return texts

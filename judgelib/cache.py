@@ -9,11 +9,19 @@ is overwritten before it can be attended to.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 from transformers.cache_utils import Cache
+
+
+class Reader(Protocol):
+    """A model that reads tokens into a cache (see `LanguageModel.read`)."""
+
+    device: torch.device
+
+    def read(self, ids: Tensor, cache: RowCache, *, rows: int) -> Any: ...
 
 
 class RowCache(Cache):
@@ -75,6 +83,13 @@ class RowCache(Cache):
         self.lengths = [self.lengths[row] for row in rows]
         self._buffers = [(keys[: len(rows)], values[: len(rows)]) for keys, values in self._buffers]
 
+    def row(self, row: int) -> RowCache:
+        """A cache of one row that shares this one's memory; its length must be handed back."""
+        alone = RowCache(1, self.capacity)
+        alone.lengths = [self.lengths[row]]
+        alone._buffers = [(k[row : row + 1], v[row : row + 1]) for k, v in self._buffers]
+        return alone
+
     def get_seq_length(self, layer_idx: int = 0) -> int:
         """Tokens before the pass under way (transformers asks when it builds a mask of its own)."""
         return self._start
@@ -102,6 +117,27 @@ class RowCache(Cache):
         for pair in self._buffers:
             for buffer in pair:
                 buffer[goal, :, :length] = buffer[source, :, :length]
+
+
+def common_prefix(a: Sequence[int], b: Sequence[int]) -> int:
+    """How many first tokens two texts share.
+
+    >>> common_prefix([1, 2, 3], [1, 2, 4, 5])
+    2
+    """
+    pairs = enumerate(zip(a, b, strict=False))
+    return next((place for place, (x, y) in pairs if x != y), min(len(a), len(b)))
+
+
+def catch_up(model: Reader, cache: RowCache, row: int, tokens: Sequence[int], known: int) -> None:
+    """Make a row hold all but the last of `tokens`, of which it holds the first `known` already."""
+    known = min(known, len(tokens) - 1)
+    alone = cache.row(row)
+    alone.lengths = [known]
+    new = list(tokens[known:-1])
+    if new:
+        model.read(torch.tensor([new], device=model.device), alone, rows=1)
+    cache.lengths[row] = alone.lengths[0]
 
 
 def rollback(cache: RowCache, lengths: Sequence[int]) -> None:

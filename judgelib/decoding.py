@@ -8,14 +8,14 @@ text comes out the same alone and in any batch.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from judgelib.cache import rollback
+from judgelib.cache import catch_up, common_prefix, rollback
 from judgelib.drafting import Draft, Drafter, Request
 from judgelib.models import LanguageModel, pad_left
 from judgelib.rules import Rule, Sampling, Window, draw
@@ -175,7 +175,6 @@ def speculate(
     )[0]
 
 
-@torch.inference_mode()
 def speculate_batch(
     target: LanguageModel,
     drafter: Drafter,
@@ -200,22 +199,103 @@ def speculate_batch(
     """
     limits = _check_request(target, prompts, max_new_tokens, window)
     sampling = Sampling(temperature, top_p)
+    rule.check(target)
     _check_generators(
         sampling.greedy and not rule.needs(sampling).draws, generators, rows=len(prompts)
     )
     if not prompts:
         return []
     rows = [
-        _Row(number, limit, list(prompt), generators[number] if generators else None)
+        _Row(number, Job(prompt, limit, generators[number] if generators else None))
         for number, (prompt, limit) in enumerate(zip(prompts, limits, strict=True))
     ]
     ends = _Ends.of(target, eos_ids, stop_ids)
-    loop = _Loop(target, drafter, rule, window, sampling, ends, rows, on_tokens)
-    while loop.rows:
-        draft = loop.propose()
-        verdict = loop.verify(draft)
-        loop.commit(draft, verdict)
+    longest = max(row.prompt_length + row.limit for row in rows)
+    loop = _Loop(target, drafter, rule, window, sampling, ends, rows, longest, on_tokens)
+    loop.run()
     return [row.generation for row in rows]
+
+
+class Job(NamedTuple):
+    """A text to be continued by `speculate_stream`.
+
+    Attributes:
+        prompt: at least one token.
+        max_new_tokens: the text ends here, or where the target's context does.
+        generator: for whatever draws random numbers.
+        settled: asked after each new token with all new tokens so far; True ends the text there,
+            with reason "stop".
+        hint: a text that this one may resemble from here on, for drafters that look things up.
+    """
+
+    prompt: Sequence[int]
+    max_new_tokens: int
+    generator: torch.Generator | None = None
+    settled: Callable[[list[int]], bool] | None = None
+    hint: Sequence[int] = ()
+
+
+Feed = Callable[[Mapping[int, Generation]], Mapping[int, Job]]
+"""Gets the slots whose texts have ended; returns the next job of each that is to go on."""
+
+
+@torch.inference_mode()
+def speculate_stream(
+    target: LanguageModel,
+    drafter: Drafter,
+    rule: Rule,
+    feed: Feed,
+    *,
+    longest: int,
+    window: int = 8,
+    temperature: float = 0.0,
+    top_p: float = 1.0,
+    eos_ids: Sequence[int] | None = None,
+    stop_ids: Sequence[int] = (),
+) -> None:
+    """Continue texts side by side for as long as there are any (continuous batching).
+
+    `feed({})` opens the slots: its jobs, numbered from 0. Whenever texts have ended, `feed` gets
+    them and may give their slots new jobs; a slot without one is closed. What a new prompt shares
+    with the last text of its slot is not read again, so prompts that grow out of one another
+    belong into the same slot. Every text comes out as `speculate` alone would give it.
+
+    Args:
+        longest: tokens of the longest text, prompt included; the caches are made for it.
+        Other arguments as in `speculate`.
+
+    Raises:
+        ValueError: as in `speculate`; a job longer than `longest`.
+    """
+    sampling = Sampling(temperature, top_p)
+    rule.check(target)
+    ends = _Ends.of(target, eos_ids, stop_ids)
+    needless = sampling.greedy and not rule.needs(sampling).draws
+
+    def rows(jobs: Mapping[int, Job]) -> dict[int, _Row]:
+        return {
+            slot: _Row(slot, _checked(target, slot, job, window, longest, needless))
+            for slot, job in jobs.items()
+        }
+
+    opened = rows(feed({}))
+    if opened:
+        first = [opened[slot] for slot in sorted(opened)]
+        loop = _Loop(target, drafter, rule, window, sampling, ends, first, longest)
+        loop.run(lambda ended: rows(feed(ended)))
+
+
+def _checked(
+    target: LanguageModel, slot: int, job: Job, window: int, longest: int, needless: bool
+) -> Job:
+    limit = _check_request(target, [job.prompt], job.max_new_tokens, window)[0]
+    if len(job.prompt) + limit > longest:
+        raise ValueError(
+            f"the job of slot {slot} may grow to {len(job.prompt) + limit} tokens, but longest is "
+            f"{longest}; raise it, or lower max_new_tokens"
+        )
+    _check_generators(needless, None if job.generator is None else [job.generator], rows=1)
+    return job._replace(max_new_tokens=limit)
 
 
 class _Ends(NamedTuple):
@@ -237,17 +317,21 @@ class _Ends(NamedTuple):
 class _Row:
     """One text of the batch."""
 
-    def __init__(
-        self, number: int, limit: int, prompt: list[int], generator: torch.Generator | None
-    ) -> None:
+    def __init__(self, number: int, job: Job) -> None:
         self.number = number
-        self.limit = limit
-        self.prompt_length = len(prompt)
-        self.unread = prompt  # what the target has not read: first the prompt, then one token
-        self.generator = generator
+        self.limit = job.max_new_tokens
+        self.prompt = list(job.prompt)
+        self.unread = self.prompt  # what the target has not read: first the prompt, then one token
+        self.generator = job.generator
+        self.settled = job.settled
+        self.hint = job.hint
         self.ids: list[int] = []
         self.cycles: list[Cycle] = []
         self.finish: str | None = None
+
+    @property
+    def prompt_length(self) -> int:
+        return len(self.prompt)
 
     @property
     def left(self) -> int:
@@ -287,20 +371,31 @@ class _Loop:
         sampling: Sampling,
         ends: _Ends,
         rows: list[_Row],
-        on_tokens: Callable[[int, list[int]], None] | None,
+        longest: int,
+        on_tokens: Callable[[int, list[int]], None] | None = None,
     ) -> None:
         self.target, self.drafter, self.rule = target, drafter, rule
         self.window, self.sampling, self.ends = window, sampling, ends
         self.rows, self.on_tokens = list(rows), on_tokens
         self.names = [part.name for part in rule.parts]
         self.noise = _Noise()
-        longest = max(row.prompt_length + row.limit for row in rows)
         self.cache = target.new_cache(len(rows), longest + window)
         self.needs = rule.needs(sampling)
         request = Request(
             window, longest, target.vocab_size, target.device, sampling, self.needs.draft_logits
         )
         drafter.start([row.unread for row in rows], request)
+
+    def run(self, refill: Callable[[dict[int, Generation]], dict[int, _Row]] | None = None) -> None:
+        """Cycle until every row has ended and `refill` has no new text for its slot."""
+        while self.rows:
+            draft = self.propose()
+            verdict = self.verify(draft)
+            self.commit(draft, verdict)
+            ended = {row.number: row.generation for row in self.rows if row.finish}
+            if ended:
+                self._restart(refill(ended) if refill else {})
+                self._retire()
 
     def propose(self) -> Draft:
         counts = [draft_room(self.window, row.left) for row in self.rows]
@@ -319,7 +414,7 @@ class _Loop:
         return [_Verdict(line[:k], line[k : 2 * k], line[-2], line[-1]) for line in table]
 
     def commit(self, draft: Draft, verdict: list[_Verdict]) -> None:
-        """Append what stays to every row, make both models forget the rest, drop ended rows."""
+        """Append what stays to every row, make both models forget the rest."""
         committed = [
             self._extend(row, count, said)
             for row, count, said in zip(self.rows, draft.counts, verdict, strict=True)
@@ -329,8 +424,6 @@ class _Loop:
         if self.on_tokens:
             for row, tokens in zip(self.rows, committed, strict=True):
                 self.on_tokens(row.number, tokens)
-        if any(row.finish for row in self.rows):
-            self._retire()
 
     def _read(self, draft: Draft) -> Window:
         k = draft.ids.shape[1]
@@ -353,13 +446,29 @@ class _Loop:
     def _extend(self, row: _Row, drafted: int, said: _Verdict) -> list[int]:
         """Record one row's cycle; returns the tokens it gained."""
         tokens = cut_at_end(gained(said.ids, said.accepted, said.added), self.ends)
+        settled = row.settled and _settled(row.settled, row.ids, tokens)
+        tokens = tokens[:settled] if settled else tokens
         kept = min(said.accepted, len(tokens))
         by = tuple(self.names[vote - 1] for vote in said.votes[:kept])
         row.cycles.append(Cycle(drafted, kept, by, said.added if len(tokens) > kept else None))
         row.ids += tokens
         row.unread = tokens[-1:]
         row.finish = self.ends.reason(tokens[-1]) or ("length" if row.left <= 0 else None)
+        row.finish = row.finish or ("stop" if settled else None)
         return tokens
+
+    def _restart(self, fresh: dict[int, _Row]) -> None:
+        """Give slots whose text has ended their next one. It is read alone, as far as it is new:
+        in the batch its length would be everybody's."""
+        for place, old in enumerate(self.rows):
+            row = fresh.get(old.number)
+            if row is None:
+                continue
+            read = (old.prompt + old.ids)[: self.cache.lengths[place]]
+            catch_up(self.target, self.cache, place, row.prompt, common_prefix(read, row.prompt))
+            row.unread = row.prompt[-1:]
+            self.drafter.restart(place, row.prompt, row.hint)
+            self.rows[place] = row
 
     def _retire(self) -> None:
         keep = without_finished([row.finish is not None for row in self.rows])
@@ -412,6 +521,12 @@ def cut_at_end(tokens: list[int], ends: _Ends) -> list[int]:
         if ends.reason(token):
             return tokens[: place + 1]
     return tokens
+
+
+def _settled(asked: Callable[[list[int]], bool], old: list[int], new: list[int]) -> int | None:
+    """How many of the new tokens it takes until the text is settled; None if it is not."""
+    counts = range(1, len(new) + 1)
+    return next((count for count in counts if asked(old + new[:count])), None)
 
 
 def without_finished(finished: Sequence[bool]) -> list[int]:

@@ -13,7 +13,7 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from judgelib.cache import RowCache, rollback
+from judgelib.cache import RowCache, catch_up, common_prefix, rollback
 from judgelib.models import LanguageModel, pad_left
 from judgelib.rules import Sampling, draw
 
@@ -69,6 +69,9 @@ class Drafter(Protocol):
     def keep(self, rows: Sequence[int]) -> None:
         """Go on with `rows` only, in this order (rows that finished are left out)."""
 
+    def restart(self, row: int, prompt: Sequence[int], hint: Sequence[int]) -> None:
+        """Begin another text in the place of a row that has finished. `hint`: see `Job.hint`."""
+
 
 class ModelDrafter:
     """Drafts with a small language model, one token a pass.
@@ -91,6 +94,7 @@ class ModelDrafter:
         self._width = min(request.width, self.model.vocab_size)
         self.cache = self.model.new_cache(len(prompts), request.tokens + request.window)
         self.unread = [list(prompt) for prompt in prompts]
+        self._texts = [self._known(list(prompt)) for prompt in prompts]
 
     def propose(self, counts: Sequence[int], uniforms: Tensor | None) -> Draft:
         counts = [min(count, self._room(row)) for row, count in enumerate(counts)]
@@ -104,6 +108,8 @@ class ModelDrafter:
     def commit(self, tokens: Sequence[list[int]], accepted: Sequence[int]) -> None:
         """Keep what was both drafted and accepted in the cache. The last drafted token was never
         read."""
+        for text, new in zip(self._texts, tokens, strict=True):
+            text += self._known(new)
         if not self._drafted:
             self.unread = [old + new for old, new in zip(self.unread, tokens, strict=True)]
             return
@@ -117,6 +123,18 @@ class ModelDrafter:
     def keep(self, rows: Sequence[int]) -> None:
         self.cache.keep(rows)
         self.unread = [self.unread[row] for row in rows]
+        self._texts = [self._texts[row] for row in rows]
+
+    def restart(self, row: int, prompt: Sequence[int], hint: Sequence[int]) -> None:
+        """What the new prompt shares with the row's last text is not read again."""
+        known = self._known(list(prompt))
+        shared = common_prefix(self._texts[row][: self.cache.lengths[row]], known)
+        self._texts[row] = known
+        if len(prompt) < self.model.context:
+            catch_up(self.model, self.cache, row, known, shared)
+        else:  # it cannot be read, so there is no room to propose anything
+            self.cache.lengths[row] = 0
+        self.unread[row] = list(prompt[self.cache.lengths[row] :])
 
     def _known(self, tokens: list[int]) -> list[int]:
         """The tokens, with stand-ins for ids past the draft's vocabulary: it only proposes."""
@@ -171,6 +189,12 @@ class _ListDrafter:
     def start(self, prompts: Sequence[Sequence[int]], request: Request) -> None:
         self._request = request
 
+    def restart(self, row: int, prompt: Sequence[int], hint: Sequence[int]) -> None:
+        raise ValueError(
+            f"{type(self).__name__} works on one batch of texts and cannot go on with others; "
+            "use another drafter, or speculate_batch"
+        )
+
     def propose(self, counts: Sequence[int], uniforms: Tensor | None) -> Draft:
         found = [self._next_tokens(row, count) for row, count in enumerate(counts)]
         width = max(map(len, found))
@@ -219,6 +243,12 @@ class PromptLookupDrafter(_ListDrafter):
         self._texts = [self._texts[row] for row in rows]
         self._followers = [self._followers[row] for row in rows]
 
+    def restart(self, row: int, prompt: Sequence[int], hint: Sequence[int]) -> None:
+        self._texts[row], self._followers[row] = [], {}
+        new: list[list[int]] = [[] for _ in self._texts]
+        new[row] = [*hint, *prompt]
+        self.commit(new, [0] * len(new))
+
     def _next_tokens(self, row: int, count: int) -> list[int]:
         text, followers = self._texts[row], self._followers[row]
         start = next(
@@ -228,6 +258,57 @@ class PromptLookupDrafter(_ListDrafter):
 
     def _latest(self, text: list[int]) -> list[tuple[int, ...]]:
         return [tuple(text[-size:]) for size in self.sizes if size <= len(text)]
+
+
+class RevisionDrafter(_ListDrafter):
+    """Proposes the rest of an earlier version of the text, its `hint` (a revision mostly says the
+    same again).
+
+    Where the latest tokens stand in the hint, at or after the place that was reached, its text is
+    proposed from there on; where they do not, it is taken to go on token by token.
+
+    Args:
+        longest: tokens to look up; if they are not there, one fewer is tried, and so on.
+    """
+
+    def __init__(self, longest: int = 3) -> None:
+        if longest < 1:
+            raise ValueError(f"looking up needs at least 1 token, got {longest}")
+        self.longest = longest
+
+    def start(self, prompts: Sequence[Sequence[int]], request: Request) -> None:
+        super().start(prompts, request)
+        self._hints: list[list[int]] = [[] for _ in prompts]
+        self._reached = [0] * len(prompts)  # the hint's next token
+        self._latest = [list(prompt[-self.longest :]) for prompt in prompts]
+
+    def restart(self, row: int, prompt: Sequence[int], hint: Sequence[int]) -> None:
+        self._hints[row], self._reached[row] = list(hint), 0
+        self._latest[row] = list(prompt[-self.longest :])
+
+    def commit(self, tokens: Sequence[list[int]], accepted: Sequence[int]) -> None:
+        for row, new in enumerate(tokens):
+            self._latest[row] = (self._latest[row] + new)[-self.longest :]
+            self._reached[row] = self._place(row, self._reached[row] + len(new))
+
+    def keep(self, rows: Sequence[int]) -> None:
+        self._hints = [self._hints[row] for row in rows]
+        self._reached = [self._reached[row] for row in rows]
+        self._latest = [self._latest[row] for row in rows]
+
+    def _place(self, row: int, aligned: int) -> int:
+        """Behind the latest tokens in the hint: where they stand nearest to `aligned`."""
+        hint, latest = self._hints[row], self._latest[row]
+        for size in range(len(latest), 0, -1):
+            gram = latest[-size:]
+            ends = [e for e in range(size, len(hint) + 1) if hint[e - size : e] == gram]
+            if ends:
+                return min(ends, key=lambda end: abs(end - aligned))
+        return aligned
+
+    def _next_tokens(self, row: int, count: int) -> list[int]:
+        start = self._reached[row]
+        return self._hints[row][start : start + count]
 
 
 class TextDrafter(_ListDrafter):

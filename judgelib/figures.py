@@ -139,7 +139,9 @@ def acceptance_figure(frame: pd.DataFrame) -> Figure:
     """
     require(frame, STUDY_COLUMNS)
     with mpl.rc_context(STYLE):
-        fig = Figure(figsize=(10.5, 4.4), layout="constrained")
+        authors = ordered(frame["author"], AUTHORS)
+        width = max(11.5, 3.3 * len(authors))  # inches: room for labels side by side
+        fig = Figure(figsize=(width, 4.4), layout="constrained")
         left, right = fig.subplots(1, 2)
         axis, series = ("domain", DOMAINS), ("author", AUTHORS)
         dodged(left, frame, ("accepted_per_cycle", "ci_low", "ci_high"), axis, series, "{:.1f}")
@@ -150,7 +152,7 @@ def acceptance_figure(frame: pd.DataFrame) -> Figure:
         right.set_ylabel("right answers")
         as_share(right)
         left.set_ylim(bottom=0)
-        key(fig, ordered(frame["author"], AUTHORS), AUTHORS)
+        key(fig, authors, AUTHORS)
         fig.supxlabel(texts_note(frame["texts"]), fontsize=9, color="#555555")
     return fig
 
@@ -247,7 +249,7 @@ def points(axes: Axes, x: np.ndarray, rows: np.ndarray, style: Look, number: str
         axes.annotate(
             number.format(value),
             (place, bottom),
-            xytext=(0, -4),
+            xytext=(0, -6),  # below the marker where the interval is short
             textcoords="offset points",
             ha="center",
             va="top",
@@ -257,8 +259,8 @@ def points(axes: Axes, x: np.ndarray, rows: np.ndarray, style: Look, number: str
 
 
 def offsets(count: int) -> np.ndarray:
-    """`count` shifts around 0, at most 0.21 apart, all within ±0.36 of their position."""
-    step = min(0.21, 0.72 / max(count - 1, 1))
+    """`count` shifts around 0, at most 0.28 apart, with a wider gap to the next position."""
+    step = min(0.21, 0.9 / count)
     return (np.arange(count) - (count - 1) / 2) * step
 
 

@@ -10,7 +10,7 @@ import json
 import os
 import threading
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 Record = dict[str, Any]
 
@@ -49,7 +49,7 @@ class JsonLines:
     def take(self, entry: Any) -> None:
         """Remember an entry that is on the disk."""
 
-    def __enter__(self) -> JsonLines:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -89,7 +89,8 @@ class JsonLines:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise ValueError(
-                f"{self.path} is in use by another {self.user}: wait for it, or choose another path."
+                f"{self.path} is in use by another {self.user}: wait for it, or choose another "
+                "path."
             ) from error
         except (ImportError, OSError):  # nor do some network file systems lock:
             return  # one writer a file is a duty then
@@ -99,9 +100,7 @@ class JsonLines:
         for number, line in enumerate([*lines, *self._mend(tail)], start=1):
             entry = self._parse(line)
             if entry is None:
-                raise ValueError(
-                    f"{self.path}, line {number} is not {self.expected}: {self.cure}."
-                )
+                raise ValueError(f"{self.path}, line {number} is not {self.expected}: {self.cure}.")
             self.take(entry)
 
     def _mend(self, tail: bytes) -> list[bytes]:

@@ -7,7 +7,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -96,8 +96,8 @@ class LanguageModel:
                 on (see `rollback`).
             cache: from `new_cache`.
             rows: logits are computed for the last `rows` tokens only.
-            hidden: "post_norm" (what the output head sees), "pre_norm" (before the final norm), or
-                None.
+            hidden: "post_norm" (what the output head sees), "pre_norm" (before the final norm),
+                "layer_<n>" (the output of decoder layer n, counted from 1), or None.
             pads: pads[b] meaningless tokens come first in row b (see `pad_left`). None: no row has
                 any.
 
@@ -107,10 +107,69 @@ class LanguageModel:
         """
         one = len(cache.lengths) == 1
         inputs = self._place_one(cache, ids) if one else self._place_many(cache, ids, pads)
-        if hidden == "pre_norm":
-            return self._read_pre_norm(inputs, rows)
-        logits, states = self._forward(inputs, rows)
-        return Read(logits, states if hidden else None)
+        if hidden is None or hidden == "post_norm":
+            logits, states = self._forward(inputs, rows)
+            return Read(logits, states if hidden else None)
+        with self._listening([hidden]) as heard:
+            logits, _ = self._forward(inputs, rows)
+        return Read(logits, heard[hidden][:, -rows:])
+
+    @torch.inference_mode()
+    def states(
+        self,
+        ids: Tensor,
+        spots: Sequence[str],
+        *,
+        positions: Tensor | None = None,
+        sees: Tensor | None = None,
+    ) -> dict[str, Tensor]:
+        """Hidden states of whole texts at several spots in one pass, without a cache.
+
+        Args:
+            ids: (B, n) tokens.
+            spots: as `hidden` in `read`.
+            positions: (B, n) place of each token in its text; None: 0 to n - 1.
+            sees: (B, n, n) True where token i may look at token j; None: causal.
+
+        Returns:
+            spot -> (B, n, D).
+        """
+        inputs: dict[str, Any] = {"input_ids": ids, "use_cache": False}
+        if positions is not None:
+            inputs["position_ids"] = positions
+        if sees is not None:
+            inputs["attention_mask"] = self._additive(~sees)[:, None]
+        with self._listening([spot for spot in spots if spot != "post_norm"]) as heard:
+            if self._head_is_plain:
+                heard["post_norm"] = self._backbone(**inputs).last_hidden_state
+            else:
+                hook = self._head.register_forward_pre_hook(
+                    lambda _, args: heard.update(post_norm=args[0])
+                )
+                try:
+                    self.model(**inputs)
+                finally:
+                    hook.remove()
+        return {spot: heard[spot] for spot in spots}
+
+    def output_logits(self, states: Tensor) -> Tensor:
+        """Logits (..., V) of post-norm states (..., D), before any cap or scale of the model's."""
+        logits: Tensor = self._head(states)
+        return logits
+
+    @contextmanager
+    def _listening(self, spots: Sequence[str]) -> Iterator[dict[str, Tensor]]:
+        """Collect hidden states inside the model while it reads."""
+        heard: dict[str, Tensor] = {}
+        hooks = []
+        for spot in spots:
+            module, incoming = _spot(self, spot)
+            hooks.append(module.register_forward_hook(_listener(heard, spot, incoming)))
+        try:
+            yield heard
+        finally:
+            for hook in hooks:
+                hook.remove()
 
     def _forward(self, inputs: dict[str, Any], rows: int) -> tuple[Tensor, Tensor]:
         if self._head_is_plain:
@@ -123,15 +182,6 @@ class LanguageModel:
         finally:
             hook.remove()
         return logits, seen[0]
-
-    def _read_pre_norm(self, inputs: dict[str, Any], rows: int) -> Read:
-        seen: list[Tensor] = []
-        hook = _final_norm(self).register_forward_pre_hook(lambda _, args: seen.append(args[0]))
-        try:
-            logits, _ = self._forward(inputs, rows)
-        finally:
-            hook.remove()
-        return Read(logits, seen[0][:, -rows:])
 
     def _place_one(self, cache: RowCache, ids: Tensor) -> dict[str, Any]:
         """Inputs for one row: mask and positions are slices of stored tensors."""
@@ -388,6 +438,39 @@ def _head_is_plain(model: LanguageModel) -> bool:
             return torch.equal(logits, model._head(seen[0]))
     finally:
         hook.remove()
+
+
+def _spot(model: LanguageModel, spot: str) -> tuple[nn.Module, bool]:
+    """The module to listen to, and whether to its input (else its output)."""
+    if spot == "pre_norm":
+        return _final_norm(model), True
+    number = spot.removeprefix("layer_")
+    if not spot.startswith("layer_") or not number.isdigit() or not int(number):
+        raise ValueError(
+            f"expected a hidden state of post_norm, pre_norm or layer_<n>, got {spot!r}"
+        )
+    layers = next(
+        (
+            module
+            for module in model._backbone.modules()
+            if isinstance(module, nn.ModuleList) and len(module) == model.layers
+        ),
+        None,
+    )
+    if layers is None or int(number) > model.layers:
+        raise ValueError(
+            f"{model.name} has {model.layers if layers is not None else 'no'} layers that can be "
+            f"read, got {spot!r}; use post_norm or pre_norm"
+        )
+    return layers[int(number) - 1], False
+
+
+def _listener(heard: dict[str, Tensor], spot: str, incoming: bool) -> Callable[..., None]:
+    def listen(_: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
+        value = inputs[0] if incoming else output
+        heard[spot] = value[0] if isinstance(value, tuple) else value
+
+    return listen
 
 
 def _final_norm(model: LanguageModel) -> nn.Module:

@@ -13,10 +13,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from judgelib.head import JudgeHead
+    from judgelib.models import LanguageModel
 
 
 @dataclass(frozen=True)
@@ -175,7 +179,8 @@ class Rule:
 
     Attributes:
         needs_draft_logits: the drafter must return its logits.
-        needs_hidden: None, "post_norm" or "pre_norm": the target must return its hidden rows.
+        needs_hidden: None, or the hidden rows that the target must return: "post_norm", "pre_norm"
+            or "layer_<n>".
         draws: uniform random numbers wanted for each draft token.
     """
 
@@ -196,6 +201,9 @@ class Rule:
     def needs(self, sampling: Sampling) -> Needs:
         """What has to be computed for this rule under `sampling`."""
         return Needs(self.needs_draft_logits, self.needs_hidden, self.draws)
+
+    def check(self, target: LanguageModel) -> None:
+        """Refuse, with a ValueError, a target that this rule was not made for; by default none."""
 
     def accept(self, window: Window) -> Tensor:
         """(k,) bool: True where the draft token may stay. Entries where `window.valid` is False do
@@ -250,6 +258,10 @@ class Either(Rule):
         needs = [part.needs(sampling) for part in self._parts]
         hidden = next((need.hidden for need in needs if need.hidden), None)
         return Needs(any(n.draft_logits for n in needs), hidden, sum(n.draws for n in needs))
+
+    def check(self, target: LanguageModel) -> None:
+        for part in self._parts:
+            part.check(target)
 
     def accept(self, window: Window) -> Tensor:
         return self.votes(window) > 0
@@ -354,6 +366,55 @@ class RandomAccept(Rule):
 
     def accept(self, window: Window) -> Tensor:
         return (_uniforms(self, window).squeeze(-1) < self.rate) & _allowed(window)
+
+
+class Judge(Rule):
+    """Lossy: a draft token stays if a trained head finds the target's hidden state at that token
+    acceptable.
+
+    `Match() | Judge(head)` is the rule of Judge Decoding (arXiv 2501.19309): what strict
+    verification keeps stays anyway. AutoJudge's "p(important) < t" (arXiv 2504.20039) is
+    `Judge(head, 1 - t)`. The head is copied, so training it further changes no rule.
+
+    Args:
+        head: reads the target's hidden state after the draft's token.
+        threshold: a token is accepted above this probability; 1 accepts none. None: the head's own.
+        any_model: let the head judge models that it was not made for; see `JudgeHead.check`.
+
+    Raises:
+        ValueError: a threshold outside [0, 1], or a head whose feature no loop can supply.
+    """
+
+    def __init__(
+        self, head: JudgeHead, threshold: float | None = None, *, any_model: bool = False
+    ) -> None:
+        threshold = head.config.threshold if threshold is None else threshold
+        if not 0 <= threshold <= 1:
+            raise ValueError(f"Judge needs a threshold between 0 and 1, got {threshold}")
+        if not head.config.decodes:
+            raise ValueError(
+                f"this head reads the {head.config.reads}, but a decoding loop has the target's "
+                "hidden state after the draft's token only; use a head with of='target' and "
+                "token='draft' (the others are for studies on stored features)"
+            )
+        self.head, self.threshold, self.any_model = head, threshold, any_model
+        self.needs_hidden = head.config.feature
+        self._folded = head.folded()
+
+    @property
+    def name(self) -> str:
+        return f"Judge({self.threshold:g})"
+
+    def check(self, target: LanguageModel) -> None:
+        self.head.check(target, any_model=self.any_model)
+
+    def accept(self, window: Window) -> Tensor:
+        reactions = window.reactions
+        if self._folded.mean.device != reactions.device:
+            with torch.inference_mode(False):  # else the weights could not leave this loop
+                self._folded.to(reactions.device)
+        # A NaN is not above anything: a token that cannot be judged is rejected.
+        return (self._folded.probability(reactions) > self.threshold) & _allowed(window)
 
 
 def acceptable(p_x: Tensor, q_x: Tensor, uniforms: Tensor) -> Tensor:

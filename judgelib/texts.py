@@ -43,9 +43,6 @@ class Journal(JsonLines):
         self.texts: dict[Key, Text] = {}
         super().__init__(path)
 
-    def __enter__(self) -> Journal:
-        return self
-
     def append(self, text: Text) -> None:
         """Write one line; on return it is on the disk. Errors as in `JsonLines.write`."""
         self.write(asdict(text))

@@ -21,6 +21,7 @@ from judgelib.acceptance import (
     read_by,
     rejected_but_right,
     rejects_good_text,
+    right_tokens,
     run_study,
     study,
     summary,
@@ -192,16 +193,24 @@ def test_what_the_target_says_itself_is_accepted_whole(counting: LanguageModel) 
 
 
 def test_texts_and_questions_must_belong_together(counting: LanguageModel) -> None:
-    with pytest.raises(ValueError):
+    with pytest.raises(ValueError, match="one answer of draft to each of the 2 questions, got 1"):
         study(counting, Toy(), questions("w5", "w7"), {"draft": ["w6"]})
 
 
-@pytest.mark.parametrize(("error", "right"), [(None, 3), (0, 0), (1, 1), (3, 1), (4, 2), (5, 2)])
-def test_rejected_tokens_before_the_first_error_were_good(error: int | None, right: int) -> None:
+@pytest.mark.parametrize(("error", "right"), [(6, 3), (0, 0), (1, 1), (3, 1), (4, 2), (5, 2)])
+def test_rejected_tokens_before_the_first_error_were_good(error: int, right: int) -> None:
     """Rejected are tokens 0, 3 and 5; the token at the error is not good text."""
     verified = Verified(tuple(range(6)), (F, T, T, F, T, F), tuple(range(6)))
     assert rejected_but_right(verified, error) == right
-    assert math.isnan(rejected_but_right(verified, float("nan")))
+    assert math.isnan(rejected_but_right(verified, None))
+
+
+def test_a_text_without_a_mistake_is_right_to_its_end(counting: LanguageModel) -> None:
+    (question,) = questions("w5")
+    texts = [Verified(ids, (T,) * 3, ids) for ids in ((6, 9, 7), (6, 7, 8))]
+    annotated = [right_tokens(Annotating(), question, text, counting) for text in texts]
+    assert annotated == [1, 3]
+    assert right_tokens(Toy(), question, texts[0], counting) is None  # it cannot tell
 
 
 def test_wasted_is_the_share_of_rejected_tokens_that_were_right(counting: LanguageModel) -> None:

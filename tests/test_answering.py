@@ -73,6 +73,23 @@ def test_special_tokens_are_no_part_of_a_text(
         assert not set(tiny.SPECIAL) & set(text.split())
 
 
+@pytest.mark.parametrize("tokenizer_knows", [True, False])
+def test_the_end_token_is_the_tokenizer_s_or_none(
+    questions: list[Question], tokenizer_knows: bool
+) -> None:
+    """A model that names no end token: the tokenizer's ends its texts, or nothing does."""
+    model = tiny.language_model(seed=3)
+    model.tokenizer.chat_template = TEMPLATE
+    model.model.generation_config.eos_token_id = None
+    if not tokenizer_knows:
+        model.tokenizer.eos_token = None
+    assert model.eos_ids == ((tiny.EOS,) if tokenizer_knows else ())
+    expected = by_the_naive_loop(model, questions)
+    assert greedy_texts(model, questions, max_new_tokens=NEW) == expected
+    ended = [tiny.EOS in ids for ids in generate(model, tiny.prompts(8, seed=5, longest=20), 99)]
+    assert not tokenizer_knows or any(ended)
+
+
 def test_progress_sees_every_batch(model: LanguageModel, questions: list[Question]) -> None:
     seen: list[Any] = []
 

@@ -463,30 +463,30 @@ def test_children_die_with_the_candidate_even_where_they_are_allowed(
 
 ORPHAN = """
 from judgelib.execution import Limits, child, run_tests
-text = child._worker_text() + "# MARKER"
+from judgelib.execution.probe import require_bubblewrap
+require_bubblewrap()  # so that what follows is about the candidate alone
+text, start, send = child._worker_text() + "# MARKER", child.Child._start, child.Child.send
 child._worker_text = lambda: text
+child.Child._start = lambda *a: (start(*a), print("starting", flush=True))[0]
+child.Child.send = lambda *a: (send(*a), print("running", flush=True))[0]
 limits = Limits(cpu_seconds=60, wall_seconds=60.0)
-run_tests("import time\\ndef f(x):\\n    time.sleep(60)\\n", "f", [((2,), 4)], limits=limits)
+source = "import time\\ndef f(x):\\n    time.sleep(60)\\n"
+run_tests(source, "f", [((2,), 4)], limits=limits, guard="bubblewrap")
 """
 
 
-@pytest.mark.xfail(
-    strict=False,
-    reason="on a busy machine bubblewrap sometimes outlives a grader that was killed with SIGKILL "
-    "until the candidate's own limits end it",
-)
-def test_the_candidate_dies_with_the_grader(confinement: None) -> None:
+@pytest.mark.parametrize(("moment", "processes"), [("starting", 1), ("running", 4)])
+def test_the_candidate_dies_with_the_grader(confinement: None, moment: str, processes: int) -> None:
     mark = f"marker-{uuid.uuid4().hex}"
-    grader = subprocess.Popen([sys.executable, "-c", ORPHAN.replace("MARKER", mark)])
-    try:
-        until = time.monotonic() + 30
-        while len(marked(mark)) < 3 and time.monotonic() < until:  # grader, bubblewrap, candidate
-            time.sleep(0.05)
-        assert len(marked(mark)) >= 3
-    finally:
+    command = [sys.executable, "-c", ORPHAN.replace("MARKER", mark)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as grader:
+        assert grader.stdout is not None
+        while (line := grader.stdout.readline().strip()) != moment:
+            assert line, "the grader ended by itself"
+        alive = marked(mark)
         grader.send_signal(signal.SIGKILL)
-        grader.wait()
-    assert survivors(mark) == []
+    assert len(alive) >= processes  # once it runs: grader, two of bubblewrap, candidate
+    assert survivors(mark, patience=20.0) == []  # it would sleep for 60 s
 
 
 def test_a_fork_bomb_of_many_dies_as_a_whole(confinement: None, marker: str) -> None:

@@ -1,7 +1,7 @@
 """Figures: the palette, the pair of files, and what is really drawn."""
 
 import errno
-from itertools import product
+from itertools import pairwise, product
 from pathlib import Path
 
 import matplotlib as mpl
@@ -116,6 +116,26 @@ def test_the_acceptance_figure_draws_the_given_numbers_and_intervals() -> None:
     assert fig.axes[0].get_ylim()[0] == 0
     assert {"draft", "human", "math", "facts", "3.0", "90%"} <= texts(fig)
     assert "200 texts" in str(fig.get_supxlabel())
+
+
+@pytest.mark.parametrize("authors", [list(figures.AUTHORS), ["draft", "expert", "human"]])
+def test_no_label_covers_another_or_a_point(authors: list[str]) -> None:
+    """The narrowest case: everybody is always right, with an interval of no length."""
+    rows = [
+        [author, domain, 11.0, 11.0, 11.0, 1.0, 1.0, 1.0, 200]
+        for author, domain in product(authors, figures.DOMAINS)
+    ]
+    fig = figures.acceptance_figure(pd.DataFrame(rows, columns=figures.STUDY_COLUMNS.split()))
+    fig.set_dpi(150)
+    fig.draw_without_rendering()
+    for axes in fig.axes:
+        boxes = sorted((t.get_window_extent() for t in axes.texts), key=lambda box: box.x0)
+        assert len(boxes) == len(rows)
+        assert all(a.x1 < b.x0 for a, b in pairwise(boxes))
+        (height,) = {
+            line.get_window_extent().y0 for line in axes.lines if line.get_marker() in "os"
+        }
+        assert all(box.y1 < height for box in boxes)
 
 
 def test_a_missing_combination_leaves_a_gap_not_an_error() -> None:

@@ -7,7 +7,18 @@ from itertools import product
 
 import pytest
 
-from judgelib.sandbox.grammar import Choice, Node, Seq, choices, count, departure, pick, seq, write
+from judgelib.sandbox.grammar import (
+    Choice,
+    Lazy,
+    Node,
+    Seq,
+    choices,
+    count,
+    departure,
+    pick,
+    seq,
+    write,
+)
 
 
 class First:
@@ -54,6 +65,25 @@ def random_grammar(rng: random.Random, depth: int) -> Node:
 
 
 GREETING = seq(pick("hello", "good day", "good evening", "go"), ", ", pick("whom", "Ada", "Adam"))
+
+
+def test_lazy_options_are_the_same_and_only_the_taken_one_is_made() -> None:
+    made: list[tuple[str, int]] = []
+
+    def make(word: str, times: int) -> Node:
+        made.append((word, times))
+        return pick("end", word * times, word * times + "!")
+
+    arguments = [("ab", 1), ("ab", 2), ("b", 3)]
+    lazy = Choice("slot", Lazy(make, arguments))
+    plain = pick("slot", *(make(*each) for each in arguments))
+    made.clear()
+    chooser = First(slot=1, end=1)
+    assert write(lazy, chooser, random.Random(0)) == "abab!" and made == [("ab", 2)]
+    assert derivations(lazy) == derivations(plain)
+    assert (count(lazy), choices(lazy)) == (count(plain), choices(plain)) == (6, 2)
+    for text in ("abab!", "aba", "bbbb", ""):
+        assert departure([lazy], text) == departure([plain], text)
 
 
 def test_the_chooser_decides_what_is_written() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -349,6 +349,17 @@ def test_a_changed_digit_is_a_mistake() -> None:
         place = departure(problem.solution, changed)
         assert len(places) == 1 and changed[places[0]].isdigit()
         assert place is not None and place >= places[0]
+
+
+def test_a_text_without_digits_has_none_to_change() -> None:
+    with pytest.raises(ValueError, match="a text with a digit to change, got 'none here'"):
+        with_a_digit_changed("none here")
+
+
+@pytest.mark.parametrize("ask", [score, judge_many])
+def test_problems_and_texts_must_belong_together(ask: Callable[..., object]) -> None:
+    with pytest.raises(ValueError, match="one text for each of the 1 problems, got 2"):
+        ask([SMALL], ["a", "b"])
 
 
 def test_every_skill_is_known_by_its_name() -> None:

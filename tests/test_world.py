@@ -18,7 +18,7 @@ from judgelib.sandbox.voices import WEB
 from judgelib.sandbox.world import census, draw, problems, shared_prompts
 
 NAMES = frozenset(math.GIRLS + math.BOYS)
-SAMPLE = {"math": 400, "code": 100, "facts": 400}  # making a code problem takes milliseconds
+SAMPLE = {"math": 400, "code": 400, "facts": 400}
 
 
 def stories(count: int) -> list[tuple[str, math.Story]]:
@@ -258,3 +258,19 @@ def test_an_instance_is_made_only_if_it_is_wanted(monkeypatch: pytest.MonkeyPatc
     for seed in range(50):
         draw("facts", "test", random.Random(seed))
     assert len(made) == 50 and {split_of(key) for key in made} == {"test"}
+
+
+def test_of_a_code_problem_s_programs_only_the_written_one_is_made(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    made: list[str] = []
+    for name in ("_loop", "_comprehension"):
+        original = getattr(code.Pipeline, name)
+        monkeypatch.setattr(
+            code.Pipeline, name, lambda *a, of=original: [made.append(a[1]), of(*a)][1]
+        )
+    drawn = [p for p in problems("code", "train", 40) if not p.key.startswith("code|if")]
+    assert drawn and not made
+    for problem in drawn:
+        write(problem.solution[0], WEB, random.Random(problem.id))
+    assert len(made) == len(drawn)

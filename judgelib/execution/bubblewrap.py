@@ -9,6 +9,10 @@ root, whatever a user namespace calls him; so for root a first bubblewrap shows 
 `nobody` (it may lie in a home that only root can enter), steps down to him, and the second one runs
 as it does for any other user. Measured on Linux 6.18: a limit of processes + 1 leaves the candidate
 exactly `processes`, since bubblewrap's own first process counts.
+
+The first bubblewrap has a process namespace too, or the candidate would outlive a killed grader:
+the monitor outside keeps root's number but no capability, so its death cannot signal a process of
+`nobody`. It can signal the namespace's first process, which is still root's and takes all along.
 """
 
 import functools
@@ -90,6 +94,7 @@ def _as_nobody(path: str) -> list[str]:
     if setpriv is None:
         raise GuardError("setpriv is not installed; install it: apt-get install util-linux")
     view = [*_system_view(), "--dir", "/tmp", "--bind", "/proc", "/proc"]
-    words = [path, "--die-with-parent", *view, "--dev-bind", "/dev", "/dev", "--", setpriv]
+    view += ["--dev-bind", "/dev", "/dev"]
+    words = [path, "--unshare-pid", "--die-with-parent", *view, "--", setpriv]
     words += ["--reuid", NOBODY, "--regid", NOBODY, "--clear-groups"]
     return [*words, "--inh-caps=-all", "--bounding-set=-all"]

@@ -2,6 +2,9 @@
 
 Everything the child prints or answers is counted; the deadline is ours; whatever happens, `close`
 kills the child with all its process group (under bubblewrap: with all its process namespace).
+
+Code is sent only after the child has said that it is ready. By then every bubblewrap above it dies
+with its parent; a grader that is killed earlier has sent nothing that could run on without it.
 """
 
 import contextlib
@@ -88,6 +91,7 @@ class Child:
         for descriptor in descriptors:
             self._selector.register(descriptor, selectors.EVENT_READ)
         os.set_blocking(self._request, False)
+        self._ready = False
         self.restart_budget()
 
     def restart_budget(self) -> None:
@@ -97,6 +101,7 @@ class Child:
 
     def send(self, message: Mapping[str, Any] | list[Any]) -> None:
         """Write one line to the request pipe, reading meanwhile so that neither side waits."""
+        self._await_ready()
         rest = json.dumps(message).encode() + b"\n"
         while rest:
             try:
@@ -105,6 +110,11 @@ class Child:
                 self._pump(at_most=0.01)
             except BrokenPipeError:
                 raise self._ended() from None
+
+    def _await_ready(self) -> None:
+        if not self._ready and (line := self.receive()) != worker.READY.encode():
+            raise Stopped("no_result", f"expected the worker to be ready, got {line[:80]!r}")
+        self._ready = True
 
     def receive(self) -> bytes:
         """The next line of the reply pipe; `Stopped` if none comes within the limits."""

@@ -19,6 +19,8 @@ from collections.abc import Callable, Iterable
 from typing import Any, TextIO
 
 PLAIN = (type(None), bool, int, float, str)
+READY = "ready"
+"""The first line of every worker, written before it is given any code."""
 Message = dict[str, Any]
 Send = Callable[..., None]
 """Takes messages as positional arguments."""
@@ -174,6 +176,7 @@ def serve_pool(requests: TextIO, replies: TextIO) -> None:
     Only for code inside the subset, which cannot reach this process. The line with `done` (the
     child's wait status) tells the parent that nothing more will come for this job.
     """
+    compile("", "<candidate>", "exec")  # the first compilation builds the parser's types: once here
     gc.freeze()
     for line in requests:
         job = json.loads(line)
@@ -219,8 +222,9 @@ def main() -> None:
     os.environ.clear()
     requests = os.fdopen(request_fd, encoding="utf-8")
     replies = os.fdopen(reply_fd, "w", encoding="utf-8")
+    print(READY, file=replies, flush=True)
     if mode == "pool":
         serve_pool(requests, replies)
-    else:
-        job = json.loads(requests.readline())
+    elif line := requests.readline():  # none comes if the parent died meanwhile
+        job = json.loads(line)
         serve(mode, job, requests, sender(replies, job["nonce"]))

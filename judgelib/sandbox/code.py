@@ -12,9 +12,11 @@ import random
 import string
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
+from itertools import product
 from typing import Any
 
-from judgelib.sandbox.grammar import Node, pick, seq
+from judgelib.sandbox.grammar import Choice, Lazy, Node, pick, seq
 from judgelib.sandbox.problem import Instance, Problem, seeded
 
 LETTERS = "abdeilmnorst"
@@ -25,9 +27,11 @@ WORDS = (
 ELEMENTS = ("x", "v", "item", "e")
 LISTS = ("xs", "values", "items", "data")
 RESULTS = ("out", "result", "acc", "r")
+LOOP_NAMES = tuple(product(LISTS, ELEMENTS, RESULTS))
+COMPREHENSION_NAMES = tuple(product(LISTS, ELEMENTS))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Skill:
     """One composable ability.
 
@@ -65,10 +69,15 @@ class Use:
         return pick(f"code.plan.{self.skill.name}", *(p.format(k=self.k) for p in self.skill.plan))
 
     def code(self, x: str) -> Node:
-        return pick(f"code.idiom.{self.skill.name}", *self.skill.code(x, self.k))
+        return _idioms(self.skill, self.k, x)
 
     def run(self, value: Any) -> Any:
         return self.skill.run(value, self.k)
+
+
+@cache
+def _idioms(skill: Skill, k: Any, x: str) -> Node:
+    return pick(f"code.idiom.{skill.name}", *skill.code(x, k))
 
 
 K = tuple(range(2, 10))
@@ -297,6 +306,21 @@ def instance(rng: random.Random) -> Instance:
     return key, lambda: _problem(key, spec)
 
 
+APOLOGIES = ("# wait, that is wrong", "# no, that is a mistake", "# sorry, once more")
+
+
+def final_program(text: str) -> str:
+    """The program that an author stands by: what follows the last comment that takes back what is
+    above it, which may break off in mid-line.
+
+    >>> final_program("def so\\n# sorry, once more\\ndef solve(x):\\n    return x")
+    'def solve(x):\\n    return x'
+    """
+    lines = text.split("\n")
+    begun = max((i + 1 for i, line in enumerate(lines) if line in APOLOGIES), default=0)
+    return "\n".join(lines[begun:])
+
+
 def _problem(key: str, spec: Spec) -> Problem:
     wording = seeded(key)
     inputs = spec.inputs(wording)
@@ -306,12 +330,7 @@ def _problem(key: str, spec: Spec) -> Problem:
         prompt=spec.says(wording),
         solution=(spec.program(),),
         slips=(lambda rng: spec.neighbour(rng).program(),),
-        apologies=pick(
-            "code.apology",
-            "\n# wait, that is wrong\n",
-            "\n# no, that is a mistake\n",
-            "\n# sorry, once more\n",
-        ),
+        apologies=pick("code.apology", *(f"\n{line}\n" for line in APOLOGIES)),
         cases=tuple(((value,), spec.run(value)) for value in inputs),
     )
 
@@ -405,10 +424,9 @@ class Pipeline:
                 return new
 
     def program(self) -> Node:
-        loops = (self._loop(xs, x, r) for xs in LISTS for x in ELEMENTS for r in RESULTS)
-        calls = (self._comprehension(xs, x) for xs in LISTS for x in ELEMENTS)
-        body = pick("code.form", pick("code.names", *loops), pick("code.names.short", *calls))
-        return seq(self._plan(), body)
+        loops = Choice("code.names", Lazy(self._loop, LOOP_NAMES))
+        calls = Choice("code.names.short", Lazy(self._comprehension, COMPREHENSION_NAMES))
+        return seq(self._plan(), pick("code.form", loops, calls))
 
     def _plan(self) -> Node:
         keep = pick("code.plan.keep", "# keep the ones ", "# take those ", "# we want what is ")
@@ -446,11 +464,16 @@ class Pipeline:
 def _fill(pattern: str, **values: Node) -> Node:
     """`str.format` on grammars: "{acc} += {e}" with each field a node."""
     parts: list[Node] = []
-    for literal, name, _, _ in string.Formatter().parse(pattern):
+    for literal, name in _fields(pattern):
         parts.append(literal)
         if name is not None:
             parts.append(values[name])
     return seq(*parts)
+
+
+@cache
+def _fields(pattern: str) -> tuple[tuple[str, str | None], ...]:
+    return tuple((literal, name) for literal, name, _, _ in string.Formatter().parse(pattern))
 
 
 @dataclass(frozen=True)

@@ -8,9 +8,10 @@ solution). A grammar is finite and without recursion, so both are exact.
 from __future__ import annotations
 
 import random
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Protocol, TypeAlias
+from itertools import starmap
+from typing import Any, Protocol, TypeAlias
 
 Node: TypeAlias = "str | Seq | Choice"
 
@@ -33,7 +34,27 @@ class Choice:
     """Exactly one of the options, all equally right; `slot` names the decision."""
 
     slot: str
-    options: tuple[Node, ...]
+    options: tuple[Node, ...] | Lazy
+
+
+@dataclass(frozen=True)
+class Lazy:
+    """Options that are made whenever they are read: number i is `make(*arguments[i])`.
+
+    A writer takes one of them, so a problem with many costs no more than a problem with few.
+    """
+
+    make: Callable[..., Node]
+    arguments: Sequence[tuple[Any, ...]]
+
+    def __len__(self) -> int:
+        return len(self.arguments)
+
+    def __getitem__(self, index: int) -> Node:
+        return self.make(*self.arguments[index])
+
+    def __iter__(self) -> Iterator[Node]:
+        return starmap(self.make, self.arguments)
 
 
 def seq(*parts: Node) -> Seq:

@@ -92,13 +92,16 @@ def _operation(step: Step) -> Node:
 
 
 def _slip(step: Step, first: bool) -> Callable[[random.Random], Node]:
-    """The step with a wrong result, a wrong operand or the wrong operation."""
+    """The step with a wrong result, a wrong operand or the wrong operation (once in a while right
+    by luck: whoever uses a slip compares it with the part)."""
 
     def slip(rng: random.Random) -> Node:
-        kind = rng.randrange(3)
+        kind = rng.randrange(4)
         if kind == 0:
             wrong = step.result + rng.choice((-10, -3, -2, -1, 1, 2, 3, 10))
             return sentence(step, abs(wrong) or 7, first=first)
+        if kind == 3:
+            return sentence(step, _misread(step.result, rng), first=first)
         if kind == 1:
             changed = replace(step, b=step.b + rng.choice((1, 2, 3)))
         else:
@@ -106,6 +109,13 @@ def _slip(step: Step, first: bool) -> Callable[[random.Random], Node]:
         return sentence(changed, changed.result, first=first)
 
     return slip
+
+
+def _misread(number: int, rng: random.Random) -> int:
+    """The number with one digit made another one."""
+    digits = list(str(number))
+    digits[rng.randrange(len(digits))] = rng.choice("0123456789")
+    return int("".join(digits))
 
 
 APOLOGIES = pick(

@@ -16,6 +16,7 @@ from itertools import accumulate
 from transformers import PreTrainedTokenizerBase
 
 from judgelib.execution import Job, run_many
+from judgelib.sandbox.code import final_program
 from judgelib.sandbox.grammar import departure
 from judgelib.sandbox.problem import Problem
 
@@ -51,9 +52,14 @@ def judge_many(problems: Sequence[Problem], texts: Sequence[str]) -> list[Judgem
 
 
 def score(problems: Sequence[Problem], texts: Sequence[str]) -> list[bool]:
-    """Whether each text's final answer is right."""
+    """Whether each text's final answer is right; ValueError unless there is a text a problem."""
+    if len(texts) != len(problems):
+        raise ValueError(
+            f"expected one text for each of the {len(problems)} problems, got {len(texts)}; "
+            "give them in the order of the problems"
+        )
     pairs = list(zip(problems, texts, strict=True))
-    jobs = [Job(text, "solve", problem.cases) for problem, text in pairs if problem.cases]
+    jobs = [Job(final_program(text), "solve", p.cases) for p, text in pairs if p.cases]
     verdicts = iter(run_many(jobs, guard="subset"))
     return [
         next(verdicts).passed if problem.cases else final_answer(text) == problem.answer
@@ -88,7 +94,13 @@ def marked(problem: Problem, text: str) -> str:
 
 
 def with_a_digit_changed(text: str) -> str:
-    """A mistake to look at: the last digit of the text's middle number made another one."""
+    """A mistake to look at: the last digit of the text's middle number made another one.
+
+    Raises:
+        ValueError: a text without digits.
+    """
     digits = [match.start() for match in re.finditer(r"\d(?!\d)", text)]
+    if not digits:
+        raise ValueError(f"expected a text with a digit to change, got {text[:80]!r}; take another")
     place = digits[len(digits) // 2]
     return text[:place] + str((int(text[place]) + 1) % 10) + text[place + 1 :]

@@ -6,6 +6,6 @@ questions = task.questions("test", 100)
 right = task.score(questions, answers)
 """
 
-from judgelib.tasks.base import Annotated, Question, Task, load_task
+from judgelib.tasks.base import Annotated, Question, Settling, Task, load_task
 
-__all__ = ["Annotated", "Question", "Task", "load_task"]
+__all__ = ["Annotated", "Question", "Settling", "Task", "load_task"]

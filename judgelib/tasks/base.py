@@ -55,6 +55,15 @@ class Annotated(Protocol):
         ...
 
 
+@runtime_checkable
+class Settling(Protocol):
+    """A task that can tell early when nothing that may follow can change a text's final answer."""
+
+    def settled(self, question: Question, text: str) -> bool:
+        """Whether the answer of an unfinished text is decided; once True, always True."""
+        ...
+
+
 def prompt_ids(tokenizer: Any, question: Question) -> list[int]:
     """The question in the tokenizer's chat template, ready for the assistant's turn."""
     ids: list[int] = tokenizer.apply_chat_template(

@@ -7,7 +7,6 @@ from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from judgelib.execution import Job, run_many
 from judgelib.sandbox import oracle
 from judgelib.sandbox.corpus import answer
 from judgelib.sandbox.problem import DOMAINS, SPLITS, Domain, Problem, Split
@@ -34,10 +33,7 @@ class SandboxTask:
         """The closing answer; for code the outcome of the tests, so that all that fail agree."""
         if self.domain != "code":
             return [oracle.final_answer(text) for text in texts]
-        jobs = [
-            Job(text, "solve", q.record.cases) for q, text in zip(questions, texts, strict=True)
-        ]
-        return [verdict.passed for verdict in run_many(jobs, guard="subset")]
+        return list(self.score(questions, texts))
 
     def score(self, questions: Sequence[Question], texts: Sequence[str]) -> list[bool]:
         return oracle.score([q.record for q in questions], texts)

@@ -1,0 +1,89 @@
+"""The labelling study: both papers' labels for the same questions, kept by split.
+
+Labels of the training split train heads, those of the validation split choose thresholds, those of
+the test split are reported; no question is in two of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import pandas as pd
+
+from judgelib import labels, mining, tokencourt
+from judgelib.labels import Labelled, load_labels, save_labels
+from judgelib.models import load_model, load_pair
+from judgelib.profiles import Profile
+from judgelib.results import results_dir
+from judgelib.tasks import load_task
+
+SPLITS = ("train", "validation", "test")
+
+
+def labels_path(profile: str, source: str, split: str) -> Path:
+    """Where the labels of one source and split lie."""
+    if split not in SPLITS or source not in labels.SOURCES:
+        raise ValueError(
+            f"expected a source of {', '.join(labels.SOURCES)} and a split of {', '.join(SPLITS)}, "
+            f"got {source!r}, {split!r}"
+        )
+    return results_dir(profile) / "labels" / f"{source}_{split}.parquet"
+
+
+def load_split(profile: str, source: str, split: str) -> list[Labelled]:
+    """The labels of one source and split."""
+    return load_labels(labels_path(profile, source, split))
+
+
+def annotate(
+    profile: Profile, tasks: Sequence[str], questions: Mapping[str, int], *, seed: int = 0
+) -> pd.DataFrame:
+    """The oracle annotates a right and a wrong answer of the draft to each question.
+
+    Args:
+        questions: split -> questions of each task.
+
+    Returns:
+        The table `labels_summary` of all splits; the labels are saved under `labels_path`.
+    """
+    author = load_model(profile.model("draft"), dtype=profile.dtype)
+    found: dict[str, list[Labelled]] = {}
+    for split, count in questions.items():
+        for name in tasks:
+            task = load_task(name)
+            answers = tokencourt.court(
+                author, task, task.questions(split, count, seed=seed), seed=seed
+            )
+            found.setdefault(split, []).extend(tokencourt.oracle_labels(task, answers, author))
+    return _saved(profile, "annotated", found)
+
+
+def mine(
+    profile: Profile, tasks: Sequence[str], questions: Mapping[str, int], *, seed: int = 0
+) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """The semi-greedy search on the first questions of each split.
+
+    Its journals lie beside the labels: a run that was killed goes on where it was.
+
+    Returns:
+        The table `labels_summary` of all splits, and the cost of each question (`Mined.costs`).
+    """
+    target, draft = load_pair(profile.model("target"), profile.model("draft"), dtype=profile.dtype)
+    found: dict[str, list[Labelled]] = {}
+    costs = []
+    for split, count in questions.items():
+        for name in tasks:
+            task = load_task(name)
+            drawn = task.questions(split, count, seed=seed)
+            journal = results_dir(profile.name) / "mining" / f"{name}_{split}.jsonl"
+            mined = mining.mine(target, draft, task, drawn, journal)
+            found.setdefault(split, []).extend(mined.rows)
+            costs.append(mined.costs().assign(split=split))
+    return _saved(profile, "mined", found), pd.concat(costs, ignore_index=True)
+
+
+def _saved(profile: Profile, source: str, found: Mapping[str, list[Labelled]]) -> pd.DataFrame:
+    for split, rows in found.items():
+        save_labels(rows, labels_path(profile.name, source, split))
+    return labels.summary([row for rows in found.values() for row in rows])

@@ -1,0 +1,400 @@
+"""Mining: which of the draft's tokens change the target's answer, found by trying them.
+
+AutoJudge's semi-greedy search (arXiv 2504.20039). The target answers greedily. Where the draft
+would have written another token, that token is put in place and the target goes on from there. If
+the final answer is still the target's *own* (not: the right one), the token is unimportant and the
+new text is kept; otherwise it is important and the old text stays. Then the next difference behind
+it, to the end of the answer.
+
+Many questions are searched at once. A slot of the batch belongs to one question until its search
+has ended, so a trial reads only what is new behind the prefix it shares with the trial before; the
+old text is the draft for the new one (strictly verified, so nothing but time depends on it). Every
+verdict is on the disk before the next trial begins.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import deque
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from functools import partial
+from typing import Any, NamedTuple
+
+import pandas as pd
+import torch
+from tqdm import tqdm
+
+from judgelib.cache import RowCache, common_prefix
+from judgelib.decoding import Generation, Job, speculate_stream
+from judgelib.drafting import ModelDrafter, RevisionDrafter
+from judgelib.head_config import public_name
+from judgelib.journal import JsonLines, Record
+from judgelib.labels import ACCEPTABLE, IGNORED, UNACCEPTABLE, Labelled
+from judgelib.models import LanguageModel, check_pair
+from judgelib.rules import Match
+from judgelib.tasks.base import Question, Settling, Task, prompt_ids
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What decides the labels; a journal of other settings is refused.
+
+    The names are public ones (see `head_config.public_name`); max_new_tokens is the longest answer.
+    """
+
+    target: str
+    draft: str
+    task: str
+    max_new_tokens: int
+
+
+class Trial(NamedTuple):
+    """What one difference turned out to be.
+
+    passes: target calls that it took; continuation: what the target wrote behind the draft's token.
+    """
+
+    place: int
+    token: int
+    important: bool
+    continuation: list[int]
+    passes: int
+
+
+@dataclass
+class Search:
+    """The search on one question: the current answer, and what has been tried so far."""
+
+    question: Question
+    prompt: list[int]
+    response: list[int]
+    passes: int
+    trials: list[Trial] = field(default_factory=list)
+    done: bool = False
+
+    @property
+    def border(self) -> int:
+        """Differences are looked for from this place on."""
+        return self.trials[-1].place + 1 if self.trials else 0
+
+    def take(self, trial: Trial) -> None:
+        """Adopt an unimportant token and what came behind it; keep the answer otherwise."""
+        self.trials.append(trial)
+        self.passes += trial.passes
+        if not trial.important:
+            self.response = [*self.response[: trial.place], trial.token, *trial.continuation]
+
+    def labelled(self, author: str) -> Labelled:
+        """The mined labels of the finished search."""
+        judged, labels = list(self.response), [IGNORED] * len(self.response)
+        for trial in self.trials:
+            judged[trial.place] = trial.token
+            labels[trial.place] = UNACCEPTABLE if trial.important else ACCEPTABLE
+        question = self.question
+        return Labelled(
+            question.id, question.domain, "mined", author,
+            self.prompt, self.response, judged, labels,
+        )  # fmt: skip
+
+
+class Journal(JsonLines):
+    """The file that a search can be continued from: settings, answers, trials, one a line."""
+
+    expected = "a line of a mining journal (settings, an answer, a trial or the end of a search)"
+    cure = "mend or delete that line; what it held is searched again"
+    user = "search"
+
+    def __init__(self, path: str | os.PathLike[str], settings: Settings) -> None:
+        self.settings: Record = {}
+        self.records: dict[str, list[Record]] = {}
+        super().__init__(path)
+        if not self.settings:
+            self.write({"settings": asdict(settings)})
+        if self.settings != asdict(settings):
+            self.close()
+            raise ValueError(
+                f"{self.path} was mined with {self.settings}, not with {asdict(settings)}; "
+                "choose another path, or delete it to start over"
+            )
+
+    def parse(self, record: Record) -> Record:
+        if "settings" not in record and not isinstance(record["question"], str):
+            raise TypeError("expected a question's id")
+        return record
+
+    def take(self, entry: Record) -> None:
+        if "settings" in entry:
+            self.settings = self.settings or entry["settings"]
+        else:
+            self.records.setdefault(entry["question"], []).append(entry)
+
+    def search(self, question: Question, prompt: list[int]) -> Search | None:
+        """The search on a question as far as it got; None if it has no answer yet."""
+        found = self.records.get(question.id)
+        if not found:
+            return None
+        search = Search(question, prompt, list(found[0]["response"]), found[0]["passes"])
+        for record in found[1:]:
+            if record.get("done"):
+                search.done = True
+            else:
+                search.take(Trial(*(record[name] for name in Trial._fields)))
+        return search
+
+
+@dataclass(frozen=True)
+class Mined:
+    """Labels of every question, in the order of the questions, and what they took."""
+
+    rows: list[Labelled]
+    searches: list[Search]
+
+    def costs(self) -> pd.DataFrame:
+        """A row a question: question, domain, tokens of the answer, trials, target passes."""
+        return pd.DataFrame(
+            {
+                "question": search.question.id,
+                "domain": search.question.domain,
+                "tokens": len(search.response),
+                "trials": len(search.trials),
+                "passes": search.passes,
+            }
+            for search in self.searches
+        )
+
+
+def mine(
+    target: LanguageModel,
+    draft: LanguageModel,
+    task: Task,
+    questions: Sequence[Question],
+    path: str | os.PathLike[str],
+    *,
+    slots: int = 32,
+    window: int = 12,
+    max_new_tokens: int = 256,
+    progress: bool = True,
+) -> Mined:
+    """Search the answers to `questions`.
+
+    Args:
+        path: the journal. What it holds already is not searched again; a search that was killed
+            goes on behind its last verdict.
+        slots: questions searched side by side.
+        window: most tokens proposed to the target at once.
+        max_new_tokens: the longest answer.
+        progress: show a bar with an estimate of the time left.
+
+    Raises:
+        ValueError: models that do not fit together, a journal of other settings, a question whose
+            prompt leaves no room for an answer.
+    """
+    check_pair(target, draft)
+    settings = Settings(
+        public_name(target.name), public_name(draft.name), task.name, max_new_tokens
+    )
+    prompts = {q.id: prompt_ids(target.tokenizer, q) for q in questions}
+    longest = max(map(len, prompts.values()), default=0) + max_new_tokens
+    with Journal(path, settings) as journal:
+        found = [journal.search(q, prompts[q.id]) for q in questions]
+        left = sum(search is None or not search.done for search in found)
+        with tqdm(total=len(questions), initial=len(questions) - left, desc=f"mining {task.name}",
+                  unit="question", disable=None if progress else True) as bar:  # fmt: skip
+            new = [q for q, search in zip(questions, found, strict=True) if search is None]
+            answering = _Answering(journal, new, prompts, slots, max_new_tokens)
+            speculate_stream(
+                target, ModelDrafter(draft), Match(), answering, longest=longest, window=window
+            )
+            searches = [s for q in questions if (s := journal.search(q, prompts[q.id]))]
+            open_ones = [search for search in searches if not search.done]
+            trying = _Trying(
+                journal, open_ones, target, draft, task, slots, max_new_tokens, longest, bar.update
+            )
+            speculate_stream(
+                target, RevisionDrafter(), Match(), trying, longest=longest, window=window
+            )
+    author = settings.draft
+    return Mined([search.labelled(author) for search in searches], searches)
+
+
+class _Answering:
+    """Feeds the target's own answers: one job a question."""
+
+    def __init__(
+        self,
+        journal: Journal,
+        questions: Sequence[Question],
+        prompts: Mapping[str, list[int]],
+        slots: int,
+        max_new_tokens: int,
+    ) -> None:
+        self.journal, self.prompts, self.limit = journal, prompts, max_new_tokens
+        self.queue = deque(questions)
+        self.slots: dict[int, Question | None] = dict.fromkeys(range(slots))
+
+    def __call__(self, ended: Mapping[int, Generation]) -> dict[int, Job]:
+        for slot, text in ended.items():
+            question = self.slots[slot]
+            if question:
+                self.journal.write(
+                    {"question": question.id, "response": text.ids, "passes": len(text.cycles)},
+                    sync=False,
+                )
+        free = list(ended) or list(self.slots)
+        return {slot: self._next(slot) for slot in free[: len(self.queue)]}
+
+    def _next(self, slot: int) -> Job:
+        question = self.queue.popleft()
+        self.slots[slot] = question
+        return Job(self.prompts[question.id], self.limit)
+
+
+class _Trying:
+    """Feeds the trials: a slot works on one question until its search has ended."""
+
+    def __init__(
+        self,
+        journal: Journal,
+        searches: Sequence[Search],
+        target: LanguageModel,
+        draft: LanguageModel,
+        task: Task,
+        slots: int,
+        max_new_tokens: int,
+        longest: int,
+        finished: Callable[[], Any],
+    ) -> None:
+        self.journal, self.task, self.draft = journal, task, draft
+        self.decode = target.tokenizer.decode
+        self.ends, self.limit, self.longest = set(target.eos_ids), max_new_tokens, longest
+        self.finished = finished
+        self.queue = deque(searches)
+        self.slots: dict[int, _Slot | None] = dict.fromkeys(range(slots))
+
+    def __call__(self, ended: Mapping[int, Generation]) -> dict[int, Job]:
+        self._decide({slot: (text.ids, len(text.cycles)) for slot, text in ended.items()})
+        jobs: dict[int, Job] = {}
+        for slot in list(ended) or list(self.slots):
+            job = self._next(slot)
+            if job:
+                jobs[slot] = job
+        return jobs
+
+    def _decide(self, ended: Mapping[int, tuple[list[int], int]]) -> None:
+        """Compare answers: one call of the task for all trials that have ended."""
+        slots = {number: slot for number in ended if (slot := self.slots[number])}
+        texts = {number: slot.with_token(ended[number][0]) for number, slot in slots.items()}
+        answers = self._answers([(slots[n].search.question, texts[n]) for n in slots])
+        for (number, slot), answer in zip(slots.items(), answers, strict=True):
+            continuation, passes = ended[number]
+            important = answer != slot.answer
+            trial = Trial(
+                slot.place, slot.token, important, [] if important else continuation, passes
+            )
+            slot.search.take(trial)
+            record = {"question": slot.search.question.id, **trial._asdict()}
+            self.journal.write(record, sync=False)
+
+    def _next(self, number: int) -> Job | None:
+        """The slot's next trial, on the next question if its search has ended."""
+        while True:
+            slot = self.slots[number] or self._open(number)
+            if slot is None:
+                return None
+            if not slot.advance():
+                self._close(number, slot)
+            elif slot.token in self.ends or slot.place + 1 == self.limit:
+                self._decide({number: ([], 0)})  # the token ends the text: nothing to continue
+            else:
+                return self._job(slot)
+
+    def _job(self, slot: _Slot) -> Job:
+        search, place = slot.search, slot.place
+        head = [*search.response[:place], slot.token]
+        settled = None
+        if isinstance(self.task, Settling):
+            settled = partial(self._settled, self.task, search.question, head)
+        limit, hint = self.limit - len(head), search.response[place + 1 :]
+        return Job([*search.prompt, *head], limit, settled=settled, hint=hint)
+
+    def _settled(self, task: Settling, question: Question, head: list[int], ids: list[int]) -> bool:
+        return task.settled(question, self._text([*head, *ids]))
+
+    def _open(self, number: int) -> _Slot | None:
+        if not self.queue:
+            return None
+        search = self.queue.popleft()
+        answer = self._answers([(search.question, search.response)])[0]
+        self.slots[number] = slot = _Slot(search, answer, self.draft, self.longest)
+        return slot
+
+    def _close(self, number: int, slot: _Slot) -> None:
+        slot.search.done = True
+        self.journal.write({"question": slot.search.question.id, "done": True})
+        self.slots[number] = None
+        self.finished()
+
+    def _answers(self, pairs: Sequence[tuple[Question, list[int]]]) -> list[Hashable]:
+        if not pairs:
+            return []
+        questions, responses = zip(*pairs, strict=True)
+        return self.task.answers(questions, [self._text(ids) for ids in responses])
+
+    def _text(self, ids: list[int]) -> str:
+        text: str = self.decode(ids, skip_special_tokens=True)
+        return text
+
+
+class _Slot:
+    """One question under search: the trial in hand, and what the draft would write everywhere."""
+
+    def __init__(
+        self, search: Search, answer: Hashable, draft: LanguageModel, longest: int
+    ) -> None:
+        self.search, self.answer = search, answer
+        self.place, self.token = -1, -1
+        self._writer = _Writer(draft, search.prompt, longest)
+
+    def with_token(self, continuation: list[int]) -> list[int]:
+        """The answer of the trial in hand."""
+        return [*self.search.response[: self.place], self.token, *continuation]
+
+    def advance(self) -> bool:
+        """Go to the next difference; False if there is none."""
+        response = self.search.response
+        choices = self._writer.choices(response)
+        places = range(self.search.border, len(response))
+        place = next((p for p in places if choices[p] != response[p]), None)
+        if place is None:
+            return False
+        self.place, self.token = place, choices[place]
+        return True
+
+
+class _Writer:
+    """What the draft would write at every place of an answer, if the target had written the rest.
+
+    It reads along: only what has changed since the last time is read again.
+    """
+
+    def __init__(self, draft: LanguageModel, prompt: list[int], longest: int) -> None:
+        self.draft, self.prompt = draft, prompt
+        self.cache: RowCache = draft.new_cache(1, longest)
+        self.read: list[int] = []
+        self.chosen: list[int] = []
+
+    @torch.inference_mode()
+    def choices(self, response: list[int]) -> list[int]:
+        """(len(response),) the draft's greedy token at each place."""
+        text = [*self.prompt, *response[:-1]]
+        known = common_prefix(self.read, text)
+        new = text[known:]
+        if new:
+            self.cache.lengths = [known]
+            ids = torch.tensor([new], device=self.draft.device)
+            rows = min(len(new), len(response))
+            fresh = self.draft.read(ids, self.cache, rows=rows).logits[0].argmax(-1).tolist()
+            self.chosen = [*self.chosen[: len(response) - rows], *fresh]
+        self.read = text
+        return self.chosen[: len(response)]

@@ -63,7 +63,7 @@ def generate(
     draws from torch's global generator, as transformers does: seed it around the call.
     """
     width = max(map(len, heads))
-    pad = model.eos_ids[0]  # any id will do: what is padded is masked
+    pad = model.eos_ids[0] if model.eos_ids else 0  # any id will do: what is padded is masked
     ids = torch.tensor([[pad] * (width - len(h)) + h for h in heads], device=model.device)
     seen = torch.tensor([[0] * (width - len(h)) + [1] * len(h) for h in heads], device=model.device)
     how = {"do_sample": True, "temperature": temperature, "top_k": 0} if temperature else {}

@@ -260,7 +260,7 @@ def points(axes: Axes, x: np.ndarray, rows: np.ndarray, style: Look, number: str
 
 def offsets(count: int) -> np.ndarray:
     """`count` shifts around 0, at most 0.28 apart, with a wider gap to the next position."""
-    step = min(0.21, 0.9 / count)
+    step = min(0.28, 0.9 / count)
     return (np.arange(count) - (count - 1) / 2) * step
 
 

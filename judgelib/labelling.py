@@ -12,6 +12,7 @@ from pathlib import Path
 import pandas as pd
 
 from judgelib import labels, mining, tokencourt
+from judgelib.figures import with_wilson
 from judgelib.labels import Labelled, load_labels, save_labels
 from judgelib.models import load_model, load_pair
 from judgelib.profiles import Profile
@@ -81,6 +82,49 @@ def mine(
             found.setdefault(split, []).extend(mined.rows)
             costs.append(mined.costs().assign(split=split))
     return _saved(profile, "mined", found), pd.concat(costs, ignore_index=True)
+
+
+def first_of_each_domain(rows: Sequence[Labelled]) -> list[Labelled]:
+    """The first answer of every domain, to look at."""
+    return list({row.domain: row for row in reversed(rows)}.values())[::-1]
+
+
+def together(*summaries: pd.DataFrame) -> pd.DataFrame:
+    """The table `labels_summary`."""
+    return pd.concat(summaries, ignore_index=True)
+
+
+def mostly_unimportant(mined: pd.DataFrame) -> pd.DataFrame:
+    """Share of mismatches that are unimportant by domain, and whether it is most of them.
+
+    mined: rows of `labels_summary`. Columns: domain, mismatches, unimportant, share, low, high (95%
+    Wilson), holds (the interval lies above one half).
+    """
+    spared = mined.assign(unimportant=mined["mismatches"] - mined["important"])
+    shares = with_wilson(spared, "unimportant", "mismatches")
+    columns = ["domain", "mismatches", "unimportant", "share", "low", "high"]
+    return shares[columns].assign(holds=shares["low"] > 0.5)
+
+
+def cost_table(
+    annotated: pd.DataFrame, mined: pd.DataFrame, costs: pd.DataFrame, seconds: Mapping[str, float]
+) -> pd.DataFrame:
+    """Questions, labels, seconds and target passes of both ways to label."""
+    counts = {"annotated": annotated, "mined": mined}
+    rows = [
+        {
+            "source": source,
+            "questions": table["questions"].sum(),
+            "labels": int((table["acceptable"] + table["unacceptable"]).sum()),
+            "seconds": round(seconds[source]),
+            "seconds_a_question": round(seconds[source] / table["questions"].sum(), 2),
+        }
+        for source, table in counts.items()
+    ]
+    found = pd.DataFrame(rows).set_index("source")
+    found.loc["mined", "trials_a_question"] = round(costs["trials"].mean(), 1)
+    found.loc["mined", "target_passes_a_question"] = round(costs["passes"].mean(), 1)
+    return found
 
 
 def _saved(profile: Profile, source: str, found: Mapping[str, list[Labelled]]) -> pd.DataFrame:

@@ -98,11 +98,19 @@ class Search:
         )  # fmt: skip
 
 
+_LINES: tuple[set[str], ...] = (
+    {"settings"},
+    {"question", "response", "passes"},
+    {"question", *Trial._fields},
+    {"question", "done"},
+)
+
+
 class Journal(JsonLines):
     """The file that a search can be continued from: settings, answers, trials, one a line."""
 
     expected = "a line of a mining journal (settings, an answer, a trial or the end of a search)"
-    cure = "mend or delete that line; what it held is searched again"
+    cure = "delete it and all lines behind it; what they held is searched again"
     user = "search"
 
     def __init__(self, path: str | os.PathLike[str], settings: Settings) -> None:
@@ -119,8 +127,8 @@ class Journal(JsonLines):
             )
 
     def parse(self, record: Record) -> Record:
-        if "settings" not in record and not isinstance(record["question"], str):
-            raise TypeError("expected a question's id")
+        if set(record) not in _LINES or not isinstance(record.get("question", ""), str):
+            raise TypeError(f"expected {self.expected}")
         return record
 
     def take(self, entry: Record) -> None:
@@ -134,6 +142,11 @@ class Journal(JsonLines):
         found = self.records.get(question.id)
         if not found:
             return None
+        if "response" not in found[0]:
+            raise ValueError(
+                f"{self.path} holds trials of question {question.id}, but not its answer: lines "
+                "are missing; restore them from a copy, or delete the file to start over"
+            )
         search = Search(question, prompt, list(found[0]["response"]), found[0]["passes"])
         for record in found[1:]:
             if record.get("done"):
@@ -188,9 +201,11 @@ def mine(
 
     Raises:
         ValueError: models that do not fit together, a journal of other settings, a question whose
-            prompt leaves no room for an answer.
+            prompt leaves no room for an answer, fewer than one slot.
     """
     check_pair(target, draft)
+    if slots < 1:
+        raise ValueError(f"slots must be at least 1 question at a time, got {slots}")
     settings = Settings(
         public_name(target.name), public_name(draft.name), task.name, max_new_tokens
     )
@@ -267,7 +282,8 @@ class _Trying:
     ) -> None:
         self.journal, self.task, self.draft = journal, task, draft
         self.decode = target.tokenizer.decode
-        self.ends, self.limit, self.longest = set(target.eos_ids), max_new_tokens, longest
+        self.ends, self.context = set(target.eos_ids), target.context
+        self.limit, self.longest = max_new_tokens, longest
         self.finished = finished
         self.queue = deque(searches)
         self.slots: dict[int, _Slot | None] = dict.fromkeys(range(slots))
@@ -304,7 +320,7 @@ class _Trying:
                 return None
             if not slot.advance():
                 self._close(number, slot)
-            elif slot.token in self.ends or slot.place + 1 == self.limit:
+            elif slot.token in self.ends or slot.place + 1 == self._room(slot.search):
                 self._decide({number: ([], 0)})  # the token ends the text: nothing to continue
             else:
                 return self._job(slot)
@@ -315,8 +331,12 @@ class _Trying:
         settled = None
         if isinstance(self.task, Settling):
             settled = partial(self._settled, self.task, search.question, head)
-        limit, hint = self.limit - len(head), search.response[place + 1 :]
+        limit, hint = self._room(search) - len(head), search.response[place + 1 :]
         return Job([*search.prompt, *head], limit, settled=settled, hint=hint)
+
+    def _room(self, search: Search) -> int:
+        """The longest answer to a question: the target's context may end before the limit."""
+        return min(self.limit, self.context - len(search.prompt))
 
     def _settled(self, task: Settling, question: Question, head: list[int], ids: list[int]) -> bool:
         return task.settled(question, self._text([*head, *ids]))

@@ -30,6 +30,7 @@ SCHEMAS: dict[str, tuple[str, ...]] = {
         "rejected rejected_but_right",
         "labels_summary": "source domain questions tokens acceptable unacceptable "
         "ignored mismatches important",
+        "mining_costs": "question domain tokens trials passes split",
         "head_training": "source feature layer model domain_train domain_eval n_train n_eval "
         "auc recall_unacceptable accept_rate threshold",
         "quality": "rule setting domain prompts correct target_correct draft_correct tokens "

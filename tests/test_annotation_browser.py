@@ -210,7 +210,8 @@ def test_neither_shortcuts_of_the_browser_nor_held_keys_decide(
     shown.press("a", "u", "z", holding=Keys.CONTROL)
     held = "new KeyboardEvent('keydown', {key: 'a', repeat: true, bubbles: true})"
     shown.driver.execute_script(f"document.activeElement.dispatchEvent({held})")
-    assert shown.deliver() == []
+    shown.deliver()
+    assert (shown.annotator.decisions, shown.annotator.turn) == ({}, "0:0")
 
 
 def test_a_button_has_the_keys_of_a_button(bench: Callable[..., Bench], tmp_path: Path) -> None:
@@ -542,6 +543,8 @@ def test_in_jupyterlab_by_keyboard_with_a_kernel_that_dies(lab: Lab, driver: Chr
     book.decide("u")
     book.decide("z")
     press(driver, *"bddmyc00", Keys.ESCAPE)  # shortcuts of the notebook, were they to get there
+    press(driver, "b", holding=Keys.CONTROL)  # and one of the whole window: the side bar
+    assert driver.find_element(By.ID, "jp-left-stack").rect["width"] == 0
     file = lab.folder / "ada.jsonl"
     before = written(file)
     assert [verdict for verdict, _, _ in before] == ["error", "correct", "unsure", "undo"]

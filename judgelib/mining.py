@@ -201,7 +201,7 @@ def mine(
 
     Raises:
         ValueError: models that do not fit together, a journal of other settings, a question whose
-            prompt leaves no room for an answer, fewer than one slot.
+            prompt leaves no room for an answer, two questions of one id, fewer than one slot.
     """
     check_pair(target, draft)
     if slots < 1:
@@ -210,6 +210,8 @@ def mine(
         public_name(target.name), public_name(draft.name), task.name, max_new_tokens
     )
     prompts = {q.id: prompt_ids(target.tokenizer, q) for q in questions}
+    if len(prompts) < len(questions):
+        raise ValueError("two questions have the same id; give each its own, or ask it once")
     longest = max(map(len, prompts.values()), default=0) + max_new_tokens
     with Journal(path, settings) as journal:
         found = [journal.search(q, prompts[q.id]) for q in questions]

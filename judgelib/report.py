@@ -16,7 +16,7 @@ from typing import Any
 
 import pandas as pd
 
-from judgelib import acceptance, figures
+from judgelib import acceptance, figures, labelling
 from judgelib.results import load_manifest, load_table, project_root, write_files
 
 BLOCK = re.compile(r"(<!-- report:(\w+) -->\n).*?(<!-- /report -->)", re.DOTALL)
@@ -68,8 +68,51 @@ def claim_c1(profile: str) -> str:
     )
 
 
+def labels(profile: str) -> str:
+    """What was labelled, and the labels part of C8 by domain."""
+    table = load_table("labels_summary", profile)
+    counts = ["questions", "acceptable", "unacceptable", "ignored", "mismatches", "important"]
+    shares = labelling.mostly_unimportant(table[table["source"] == "mined"])
+    sentences = [
+        f"- **C8 (labels), {row.domain}: {'holds' if row.holds else 'does not hold'}.** "
+        f"{_span(row.share, row.low, row.high, '.1%')} of {row.mismatches:,} mismatches are "
+        "unimportant."
+        for row in records(shares)
+    ]
+    return markdown(table[["source", "domain", *counts]]) + "\n\n" + "\n".join(sentences)
+
+
+def heads(profile: str) -> str:
+    """The verdicts on C2, C7 and C8 by domain."""
+    table = load_table("head_claims", profile)
+    table["claim"] = table["claim"] + ", " + table["domain"]
+    spans = zip(table["measured"], table["low"], table["high"], strict=True)
+    measured = [_span(value, low, high, ".3f") for value, low, high in spans]
+    holds = table["holds"].map({True: "holds", False: "does not hold"})
+    return markdown(pd.DataFrame({"claim": table["claim"], "measured": measured, "verdict": holds}))
+
+
+def thresholds(profile: str) -> str:
+    """Each head at its threshold, on test questions of all domains."""
+    table = load_table("head_training", profile)
+    last = table[(table["domain_eval"] == "all") & (table["feature"] == "post_norm")]
+    last = last.drop_duplicates(["source", "model"])
+    return markdown(
+        pd.DataFrame(
+            {
+                "head": last["source"] + ", " + last["model"],
+                "tokens learned from": last["n_train"].map("{:,}".format),
+                "threshold": last["threshold"].map("{:.3f}".format),
+                "wrong tokens rejected": last["recall_unacceptable"].map("{:.1%}".format),
+                "right tokens accepted": last["accept_rate"].map("{:.1%}".format),
+            }
+        )
+    )
+
+
 BLOCKS: dict[str, Callable[[str], str]] = {
-    function.__name__: function for function in (family, acceptance_study, claim_c1)
+    function.__name__: function
+    for function in (family, acceptance_study, claim_c1, labels, heads, thresholds)
 }
 
 

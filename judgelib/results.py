@@ -33,6 +33,7 @@ SCHEMAS: dict[str, tuple[str, ...]] = {
         "mining_costs": "question domain tokens trials passes split",
         "head_training": "source feature layer model domain_train domain_eval n_train n_eval "
         "auc recall_unacceptable accept_rate threshold",
+        "head_claims": "claim domain measured low high holds",
         "quality": "rule setting domain prompts correct target_correct draft_correct tokens "
         "cycles drafted accepted mismatches_accepted",
         "speed": "engine rule setting draft_length hardware prompts tokens cycles seconds",

@@ -265,7 +265,8 @@ def speculate_stream(
         Other arguments as in `speculate`.
 
     Raises:
-        ValueError: as in `speculate`; a job longer than `longest`.
+        ValueError: as in `speculate`; a job longer than `longest`, or for a slot whose text has not
+            ended.
     """
     sampling = Sampling(temperature, top_p)
     rule.check(target)
@@ -278,11 +279,25 @@ def speculate_stream(
             for slot, job in jobs.items()
         }
 
+    def refill(ended: Mapping[int, Generation]) -> dict[int, _Row]:
+        jobs = feed(ended)
+        _check_slots(jobs, ended)
+        return rows(jobs)
+
     opened = rows(feed({}))
     if opened:
         first = [opened[slot] for slot in sorted(opened)]
         loop = _Loop(target, drafter, rule, window, sampling, ends, first, longest)
-        loop.run(lambda ended: rows(feed(ended)))
+        loop.run(refill)
+
+
+def _check_slots(jobs: Mapping[int, Job], ended: Mapping[int, Generation]) -> None:
+    wrong = next((slot for slot in jobs if slot not in ended), None)
+    if wrong is not None:
+        raise ValueError(
+            f"the texts of slots {sorted(ended)} have ended, but feed gave a job for slot {wrong}; "
+            "give jobs to these slots only"
+        )
 
 
 def _checked(
@@ -385,6 +400,9 @@ class _Loop:
             window, longest, target.vocab_size, target.device, sampling, self.needs.draft_logits
         )
         drafter.start([row.unread for row in rows], request)
+        for place, row in enumerate(rows):
+            if row.hint:
+                drafter.restart(place, row.prompt, row.hint)
 
     def run(self, refill: Callable[[dict[int, Generation]], dict[int, _Row]] | None = None) -> None:
         """Cycle until every row has ended and `refill` has no new text for its slot."""
@@ -453,8 +471,8 @@ class _Loop:
         row.cycles.append(Cycle(drafted, kept, by, said.added if len(tokens) > kept else None))
         row.ids += tokens
         row.unread = tokens[-1:]
-        row.finish = self.ends.reason(tokens[-1]) or ("length" if row.left <= 0 else None)
-        row.finish = row.finish or ("stop" if settled else None)
+        row.finish = self.ends.reason(tokens[-1]) or ("stop" if settled else None)
+        row.finish = row.finish or ("length" if row.left <= 0 else None)
         return tokens
 
     def _restart(self, fresh: dict[int, _Row]) -> None:

@@ -130,9 +130,9 @@ class ModelDrafter:
         known = self._known(list(prompt))
         shared = common_prefix(self._texts[row][: self.cache.lengths[row]], known)
         self._texts[row] = known
-        if len(prompt) < self.model.context:
+        if self.cache.lengths[row] and len(prompt) < self.model.context:
             catch_up(self.model, self.cache, row, known, shared)
-        else:  # it cannot be read, so there is no room to propose anything
+        else:  # nothing was read yet, so nothing is shared; or it is too long for any proposal
             self.cache.lengths[row] = 0
         self.unread[row] = list(prompt[self.cache.lengths[row] :])
 
@@ -264,8 +264,9 @@ class RevisionDrafter(_ListDrafter):
     """Proposes the rest of an earlier version of the text, its `hint` (a revision mostly says the
     same again).
 
-    Where the latest tokens stand in the hint, at or after the place that was reached, its text is
-    proposed from there on; where they do not, it is taken to go on token by token.
+    Where the latest tokens stand in the hint, its text is proposed from there on, from the place
+    nearest to the one expected if there are several; where they do not, it is taken to go on token
+    by token.
 
     Args:
         longest: tokens to look up; if they are not there, one fewer is tried, and so on.
@@ -278,13 +279,15 @@ class RevisionDrafter(_ListDrafter):
 
     def start(self, prompts: Sequence[Sequence[int]], request: Request) -> None:
         super().start(prompts, request)
-        self._hints: list[list[int]] = [[] for _ in prompts]
-        self._reached = [0] * len(prompts)  # the hint's next token
         self._latest = [list(prompt[-self.longest :]) for prompt in prompts]
+        self._hints = [list(latest) for latest in self._latest]
+        self._reached = [len(latest) for latest in self._latest]  # the hint's next token
 
     def restart(self, row: int, prompt: Sequence[int], hint: Sequence[int]) -> None:
-        self._hints[row], self._reached[row] = list(hint), 0
-        self._latest[row] = list(prompt[-self.longest :])
+        latest = list(prompt[-self.longest :])
+        # With the prompt's end before it, an equal text stands where it is expected from the start.
+        self._hints[row], self._reached[row] = [*latest, *hint], len(latest)
+        self._latest[row] = latest
 
     def commit(self, tokens: Sequence[list[int]], accepted: Sequence[int]) -> None:
         for row, new in enumerate(tokens):
@@ -308,7 +311,8 @@ class RevisionDrafter(_ListDrafter):
 
     def _next_tokens(self, row: int, count: int) -> list[int]:
         start = self._reached[row]
-        return self._hints[row][start : start + count]
+        proposed = self._hints[row][start : start + count]
+        return [token for token in proposed if token < self._request.width]
 
 
 class TextDrafter(_ListDrafter):

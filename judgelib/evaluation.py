@@ -26,6 +26,8 @@ def decode(
     slots: int = 64,
 ) -> list[Generation]:
     """Greedy answers to questions, `slots` of them at once, in the order of the questions."""
+    if slots < 1:
+        raise ValueError(f"slots must be at least 1 question at a time, got {slots}")
     prompts = [prompt_ids(target.tokenizer, question) for question in questions]
     order = sorted(range(len(prompts)), key=lambda number: -len(prompts[number]))
     queue = deque(order)

@@ -135,11 +135,12 @@ def _examples(
 
 def _choices(rows: Sequence[Labelled], target: LanguageModel, before: Tensor) -> list[list[int]]:
     """The target's greedy choice at every labelled place; the response's token elsewhere."""
-    picks = iter(torch.cat([target.output_logits(part).argmax(-1) for part in before.split(8192)]))
+    parts = [part.to(target.device) for part in before.split(8192)]
+    picks = iter(torch.cat([target.output_logits(part).argmax(-1) for part in parts]).tolist())
     choices = [list(row.response_ids) for row in rows]
     for row, chosen in zip(rows, choices, strict=True):
         for place in row.places:
-            chosen[place] = int(next(picks))
+            chosen[place] = next(picks)
     return choices
 
 

@@ -62,9 +62,10 @@ class JsonLines:
     def write(self, record: Record, *, sync: bool = True) -> None:
         """Append one line; on return it survives a killed process and, with `sync`, a power cut.
 
-        Safe to call from several threads. Raises OSError when the disk takes no more; the file then
-        ends after the last whole line.
+        Safe to call from several threads. Raises what `parse` raises of a wrong record, and OSError
+        when the disk takes no more; the file then ends after the last whole line.
         """
+        entry = self.parse(record)  # before it is written: a wrong line would bar the whole file
         line = json.dumps(record, ensure_ascii=False).encode() + b"\n"
         with self._mutex:
             size = self.path.stat().st_size
@@ -74,7 +75,7 @@ class JsonLines:
                 self._file.truncate(size)
                 what = f"{error.strerror} while an answer was saved; earlier ones are safe"
                 raise OSError(error.errno, what, str(self.path)) from error
-            self.take(self.parse(record))
+            self.take(entry)
 
     def _write(self, line: bytes, sync: bool = True) -> None:
         while line:  # a nearly full disk takes a part first and raises at the next call
@@ -117,6 +118,7 @@ class JsonLines:
 
     def _parse(self, line: bytes) -> Any | None:
         try:
-            return self.parse(json.loads(line))
+            record = json.loads(line)
+            return self.parse(record) if isinstance(record, dict) else None
         except (ValueError, TypeError, KeyError):
             return None

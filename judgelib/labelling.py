@@ -40,7 +40,7 @@ def load_split(profile: str, source: str, split: str) -> list[Labelled]:
 def annotate(
     profile: Profile, tasks: Sequence[str], questions: Mapping[str, int], *, seed: int = 0
 ) -> pd.DataFrame:
-    """The oracle annotates a right and a wrong answer of the draft to each question.
+    """The oracle annotates a right and up to two wrong answers of the draft to each question.
 
     Args:
         questions: split -> questions of each task.
@@ -54,7 +54,7 @@ def annotate(
         for name in tasks:
             task = load_task(name)
             answers = tokencourt.court(
-                author, task, task.questions(split, count, seed=seed), seed=seed
+                author, task, task.questions(split, count, seed=seed), wrong=2, seed=seed
             )
             found.setdefault(split, []).extend(tokencourt.oracle_labels(task, answers, author))
     return _saved(profile, "annotated", found)

@@ -86,6 +86,7 @@ def annotated(
 
 def _problems(row: Labelled) -> Iterator[str]:
     """What is wrong with a row, naming the column."""
+    yield from _kind_problems(row)
     length = len(row.response_ids)
     for column in ("judged_ids", "labels"):
         if len(getattr(row, column)) != length:
@@ -103,6 +104,16 @@ def _problems(row: Labelled) -> Iterator[str]:
     if min([*row.prompt_ids, *row.response_ids, *row.judged_ids], default=0) < 0:
         yield "columns prompt_ids, response_ids, judged_ids: expected token ids of at least 0"
     yield from _annotated_problems(row) if row.source == "annotated" else _mined_problems(row)
+
+
+def _kind_problems(row: Labelled) -> Iterator[str]:
+    for column in ("question_id", "domain", "author"):
+        if not isinstance(getattr(row, column), str):
+            yield f"column {column}: expected text, got {getattr(row, column)!r}"
+    for column in _LISTS:
+        values = getattr(row, column)
+        if not isinstance(values, list) or not all(isinstance(value, int) for value in values):
+            yield f"column {column}: expected a list of whole numbers, got {values!r:.60}"
 
 
 def _annotated_problems(row: Labelled) -> Iterator[str]:
@@ -180,7 +191,7 @@ def _read(path: Path) -> pd.DataFrame:
 
 
 def _plain(value: Any) -> Any:
-    return [int(item) for item in value] if hasattr(value, "tolist") and value.ndim else value
+    return value.tolist() if hasattr(value, "tolist") and value.ndim else value
 
 
 def _dataset(records: list[dict[str, Any]]) -> Any:

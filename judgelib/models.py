@@ -161,10 +161,11 @@ class LanguageModel:
     def _listening(self, spots: Sequence[str]) -> Iterator[dict[str, Tensor]]:
         """Collect hidden states inside the model while it reads."""
         heard: dict[str, Tensor] = {}
-        hooks = []
-        for spot in spots:
-            module, incoming = _spot(self, spot)
-            hooks.append(module.register_forward_hook(_listener(heard, spot, incoming)))
+        found = [(spot, *_spot(self, spot)) for spot in spots]  # before there is a hook to remove
+        hooks = [
+            module.register_forward_hook(_listener(heard, spot, incoming))
+            for spot, module, incoming in found
+        ]
         try:
             yield heard
         finally:

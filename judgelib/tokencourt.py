@@ -35,6 +35,7 @@ def court(
     task: Task,
     questions: Sequence[Question],
     *,
+    wrong: int = 1,
     samples: int = 3,
     temperature: float = 1.0,
     max_new_tokens: int = 256,
@@ -42,22 +43,26 @@ def court(
     rows: int = 128,
     progress: Callable[[Any], Any] = iter,
 ) -> list[Answer]:
-    """Up to one right and one wrong answer to each question.
+    """A right answer to each question and up to `wrong` different wrong ones, where there are any.
 
-    The author answers greedily, then `samples` times by sampling; the first right and the first
-    wrong answer are taken. Answers that were cut off at `max_new_tokens` are left out.
+    The author answers greedily, then `samples` times by sampling; the first answers of each kind
+    are taken. Those that were cut off at `max_new_tokens` are left out.
 
     Args:
         progress: wraps the iteration over rounds (`tqdm.tqdm`).
     """
-    taken: dict[tuple[str, bool], Answer] = {}
+    limits = {True: 1, False: wrong}
+    taken: dict[tuple[str, bool], list[Answer]] = {
+        (question.id, right): [] for question in questions for right in limits
+    }
     for turn in progress(range(samples + 1)):
-        lacking = [q for q in questions if len({(q.id, True), (q.id, False)} & taken.keys()) < 2]
+        lacking = [q for q in questions if any(len(taken[q.id, r]) < limits[r] for r in limits)]
         heat = temperature if turn else 0.0
         for answer in _answers(author, task, lacking, heat, max_new_tokens, seed + turn, rows):
-            taken.setdefault((answer.question.id, answer.right), answer)
-    order = [(question.id, right) for question in questions for right in (True, False)]
-    return [taken[key] for key in order if key in taken]
+            kept = taken[answer.question.id, answer.right]
+            if len(kept) < limits[answer.right] and answer not in kept:
+                kept.append(answer)
+    return [answer for kept in taken.values() for answer in kept]
 
 
 def _answers(

@@ -17,7 +17,7 @@ import pytest
 import tiny
 import torch
 import toy
-from naive_mining import Found, as_found, counted, naive, same
+from naive_mining import Found, NaiveSearch, as_found, counted, naive, same
 
 from judgelib.journal import JsonLines
 from judgelib.labels import ACCEPTABLE, IGNORED, UNACCEPTABLE
@@ -146,12 +146,21 @@ def test_a_settled_answer_is_not_continued(pair: Pair, asked: list[Question], pa
 def test_labels_of_the_sandbox_pair_are_those_of_the_naive_search(domain: str, path: Path) -> None:
     pair = load_pair(SANDBOX / "target", SANDBOX / "draft", dtype="float32")
     task = load_task(f"sandbox-{domain}")
-    asked = task.questions("train", 1)
-    truth = naive(*pair, task, asked, 160)
-    assert truth[0].trials and truth[0].response[-1] in pair[0].eos_ids
-    mined = searched(pair, task, asked, path, max_new_tokens=160)
-    assert same(as_found(mined), truth)
-    assert mined.searches[0].passes < 0.5 * truth[0].passes
+    searches = [NaiveSearch(*pair, task, q, 160) for q in task.questions("train", 4)]
+    search = min(searches, key=differences)  # the naive search of another may take minutes
+    truth = search.run()
+    assert truth.trials and truth.response[-1] in pair[0].eos_ids
+    mined = searched(pair, task, [search.question], path, max_new_tokens=160)
+    assert same(as_found(mined), [truth])
+    assert mined.searches[0].passes < 0.5 * truth.passes
+
+
+def differences(search: NaiveSearch) -> float:
+    """Where the draft would differ from the target's own answer; answers without any come last."""
+    response = search.continued([])
+    search.passes = 0
+    choices = search.choices(response)
+    return sum(a != b for a, b in zip(response, choices, strict=True)) or float("inf")
 
 
 # --- what it took ------------------------------------------------------------------------------

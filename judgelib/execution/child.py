@@ -26,6 +26,7 @@ from judgelib.execution.records import Guard, Limits, Reason
 
 CHUNK = 2**16
 SETTLE_SECONDS = 1.0
+START_SECONDS = 30.0
 # -I without -E, because the hash seed must be read; the rest of the environment is empty anyway.
 FLAGS = ("-s", "-P", "-S", "-B", "-X", "utf8", "-c")
 
@@ -112,9 +113,14 @@ class Child:
                 raise self._ended() from None
 
     def _await_ready(self) -> None:
-        if not self._ready and (line := self.receive()) != worker.READY.encode():
+        """Starting has a budget of its own: a busy machine's delay is not the candidate's."""
+        if self._ready:
+            return
+        self._deadline = time.monotonic() + START_SECONDS
+        if (line := self.receive()) != worker.READY.encode():
             raise Stopped("no_result", f"expected the worker to be ready, got {line[:80]!r}")
         self._ready = True
+        self.restart_budget()
 
     def receive(self) -> bytes:
         """The next line of the reply pipe; `Stopped` if none comes within the limits."""
@@ -142,7 +148,8 @@ class Child:
         """Wait for bytes once, within the limits, and file them."""
         left = self._deadline - time.monotonic()
         if left <= 0:
-            raise Stopped("timeout", f"no end after {self.limits.wall_seconds} s of wall time")
+            limit = f"{self.limits.wall_seconds} s of wall time"
+            raise Stopped("timeout", f"no end after {limit}" if self._ready else "no start")
         for key, _ in self._selector.select(min(left, at_most)):
             chunk = os.read(key.fd, CHUNK)
             if not chunk:

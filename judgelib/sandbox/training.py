@@ -108,10 +108,10 @@ MORE_MATH: Rows = (("math", 32), ("code", 8), ("facts", 8))
 """For models that know code and facts already: arithmetic takes the longest to learn."""
 
 ALL_ALIKE: Rows = (("math", 22), ("code", 13), ("facts", 13))
-"""For the stretches in which the target learns to notice mistakes of every domain."""
+"""For the stretch in which the target begins to notice mistakes of every domain."""
 
 MORE_MATH_THAN_FACTS: Rows = (("math", 32), ("code", 6), ("facts", 10))
-"""And for the one between them: to notice a wrong number takes the longest."""
+"""And for the next one: to notice a wrong number takes the longest."""
 
 RECIPES: dict[str, Recipe] = {
     recipe.name: recipe
@@ -127,10 +127,8 @@ RECIPES: dict[str, Recipe] = {
                start="base_arithmetic", rows=MORE_MATH),
         Recipe("target_noticing", Text(TARGET, corrections=0.015, interruptions=1.5), LARGE, 800,
                2e-3, start="target_early", rows=ALL_ALIKE),
-        Recipe("target_numbers", Text(TARGET, corrections=0.015, interruptions=2.5), LARGE, 700,
-               2e-3, start="target_noticing", rows=MORE_MATH_THAN_FACTS),
-        Recipe("target", Text(TARGET, corrections=0.015, interruptions=2.5), LARGE, 450, 2e-3,
-               start="target_numbers", rows=ALL_ALIKE),
+        Recipe("target", Text(TARGET, corrections=0.015, interruptions=2.5), LARGE, 700, 2e-3,
+               start="target_noticing", rows=MORE_MATH_THAN_FACTS),
         Recipe("expert", Text(EXPERT), LARGE, 500, 1.7e-3,
                start="base_arithmetic", rows=(("math", 40), ("code", 4), ("facts", 4))),
         Recipe("target_no_corrections", Text(TARGET), LARGE, 350, 1.7e-3,

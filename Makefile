@@ -9,7 +9,7 @@ STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
 .PHONY: help venv reproduce test lint types unit notebooks-test format lab \
-	sandbox-models report exactness timing clean-results
+	sandbox-models report screenshot exactness timing clean-results
 
 help:  ## list these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -60,6 +60,10 @@ sandbox-models: $(STAMP)  ## train the sandbox family again (resumable; hours on
 
 report: $(STAMP)  ## write the README's tables from the results of PROFILE
 	$(BIN)/python -m judgelib.report --profile $(PROFILE)
+
+screenshot: $(STAMP)  ## take the picture of the annotation widget again (needs chromium)
+	ANNOTATION_SCREENSHOT=docs/images/annotation.png \
+	  $(BIN)/python -m pytest -q tests/test_annotation_browser.py -k screenshot
 
 exactness: $(STAMP)  ## compare strict decoding with plain decoding on 300 prompts
 	$(BIN)/python -m judgelib.exactness

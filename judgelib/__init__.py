@@ -29,6 +29,8 @@ _HOME = {
     "autoregress": "decoding",
     "speculate": "decoding",
     "speculate_batch": "decoding",
+    "speculate_stream": "decoding",
+    "Job": "decoding",
     "Generation": "decoding",
     "Cycle": "decoding",
 }

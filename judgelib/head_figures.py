@@ -138,7 +138,7 @@ def thresholds_figure(steps: pd.DataFrame, alpha: float) -> Figure:
                       textcoords="offset points", ha="right", fontsize=9)  # fmt: skip
         axes.set_xticks(range(len(grid)), [f"{threshold:g}" for threshold in grid])
         axes.set_xlim(-0.5, len(grid) - 0.5)
-        axes.set_ylim(bottom=0)
+        axes.set_ylim(bottom=-0.04 * float(steps["high"].max()))  # rings around 0 stay whole
         axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=1))
         axes.set_xlabel("threshold δ, strict to loose")
         axes.set_ylabel("prompts lost (target right, judged answer wrong)")

@@ -15,7 +15,7 @@ from matplotlib.ticker import PercentFormatter
 from judgelib.figures import DOMAINS, STYLE, look, ordered, points, require, with_wilson
 from judgelib.labels import ACCEPTABLE, IGNORED, UNACCEPTABLE, Labelled
 
-COLUMNS = 92
+COLUMNS = 100
 
 
 class Ink(NamedTuple):
@@ -52,7 +52,7 @@ def page_figure(rows: Sequence[Labelled], titles: Sequence[str], tokenizer: Any)
     pages = [list(_pieces(row, tokenizer)) for row in rows]
     heights = [max(piece.line for piece in page) + 1 for page in pages]
     with mpl.rc_context({**STYLE, "axes.grid": False}):
-        fig = Figure(figsize=(10.5, 0.26 * sum(heights) + 0.55 * len(rows) + 0.5))
+        fig = Figure(figsize=(8.0, 0.2 * sum(heights) + 0.45 * len(rows) + 0.5))
         grid = fig.subplots(len(rows), 1, squeeze=False, height_ratios=heights)[:, 0]
         for axes, page, title, height in zip(grid, pages, titles, heights, strict=True):
             _draw_page(axes, page, height)
@@ -94,7 +94,7 @@ def _draw_page(axes: Axes, page: Sequence[Piece], height: int) -> None:
         for place, letter in enumerate(piece.text):  # on a grid, whatever the font's widths
             axes.text(
                 piece.column + place + 0.5, piece.line + 0.72, letter.replace("$", r"\$"),
-                family="DejaVu Sans Mono", fontsize=8.5, color=ink.color, ha="center",
+                family="DejaVu Sans Mono", fontsize=8.8, color=ink.color, ha="center",
             )  # fmt: skip
 
 
@@ -124,7 +124,7 @@ def importance_figure(summary: pd.DataFrame, reported: float) -> Figure:
         axes.set_ylim(bottom=0)
         axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
         axes.set_ylabel("mismatches that change the answer")
-        axes.set_title("Most differences in wording do not matter", loc="left")
+        axes.set_title("How many differences change the answer?", loc="left")
         fig.supxlabel("bars: 95% Wilson intervals, mismatches taken as independent", fontsize=9,
                       color="#555555")  # fmt: skip
     return fig

@@ -65,7 +65,8 @@ def mine(
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
     """The semi-greedy search on the first questions of each split.
 
-    Its journals lie beside the labels: a run that was killed goes on where it was.
+    Its journals lie in the profile's results: a run that was killed goes on where it was, and one
+    with other models begins anew.
 
     Returns:
         The table `labels_summary` of all splits, and the cost of each question (`Mined.costs`).
@@ -77,16 +78,23 @@ def mine(
         for name in tasks:
             task = load_task(name)
             drawn = task.questions(split, count, seed=seed)
-            journal = results_dir(profile.name) / "mining" / f"{name}_{split}.jsonl"
-            mined = mining.mine(target, draft, task, drawn, journal)
+            settings = mining.Settings.of(target, draft, task, mining.MAX_NEW_TOKENS)
+            journal = f"{name}_{split}_{settings.digest}.jsonl"
+            path = results_dir(profile.name) / "mining" / journal
+            mined = mining.mine(target, draft, task, drawn, path)
             found.setdefault(split, []).extend(mined.rows)
             costs.append(mined.costs().assign(split=split))
     return _saved(profile, "mined", found), pd.concat(costs, ignore_index=True)
 
 
-def first_of_each_domain(rows: Sequence[Labelled]) -> list[Labelled]:
-    """The first answer of every domain, to look at."""
-    return list({row.domain: row for row in reversed(rows)}.values())[::-1]
+def typical(rows: Sequence[Labelled]) -> list[Labelled]:
+    """The answer of median length of every domain, to look at."""
+    domains = dict.fromkeys(row.domain for row in rows)
+    ranked = [
+        sorted((row for row in rows if row.domain == domain), key=lambda row: len(row.labels))
+        for domain in domains
+    ]
+    return [found[len(found) // 2] for found in ranked]
 
 
 def together(*summaries: pd.DataFrame) -> pd.DataFrame:

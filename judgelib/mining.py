@@ -32,21 +32,36 @@ from judgelib.head_config import public_name
 from judgelib.journal import JsonLines, Record
 from judgelib.labels import ACCEPTABLE, IGNORED, UNACCEPTABLE, Labelled
 from judgelib.models import LanguageModel, check_pair
+from judgelib.results import sha256
 from judgelib.rules import Match
 from judgelib.tasks.base import Question, Settling, Task, prompt_ids
+
+MAX_NEW_TOKENS = 256
 
 
 @dataclass(frozen=True)
 class Settings:
     """What decides the labels; a journal of other settings is refused.
 
-    The names are public ones (see `head_config.public_name`); max_new_tokens is the longest answer.
+    target, draft: public name and fingerprint of the weights; max_new_tokens: the longest answer.
     """
 
     target: str
     draft: str
     task: str
     max_new_tokens: int
+
+    @classmethod
+    def of(
+        cls, target: LanguageModel, draft: LanguageModel, task: Task, max_new_tokens: int
+    ) -> Settings:
+        big, small = (f"{public_name(m.name)} {m.fingerprint}" for m in (target, draft))
+        return cls(big, small, task.name, max_new_tokens)
+
+    @property
+    def digest(self) -> str:
+        """8 hex digits, for a journal's name."""
+        return sha256(repr(self).encode())[:8]
 
 
 class Trial(NamedTuple):
@@ -186,7 +201,7 @@ def mine(
     *,
     slots: int = 32,
     window: int = 12,
-    max_new_tokens: int = 256,
+    max_new_tokens: int = MAX_NEW_TOKENS,
     progress: bool = True,
 ) -> Mined:
     """Search the answers to `questions`.
@@ -206,9 +221,7 @@ def mine(
     check_pair(target, draft)
     if slots < 1:
         raise ValueError(f"slots must be at least 1 question at a time, got {slots}")
-    settings = Settings(
-        public_name(target.name), public_name(draft.name), task.name, max_new_tokens
-    )
+    settings = Settings.of(target, draft, task, max_new_tokens)
     prompts = {q.id: prompt_ids(target.tokenizer, q) for q in questions}
     if len(prompts) < len(questions):
         raise ValueError("two questions have the same id; give each its own, or ask it once")
@@ -231,7 +244,7 @@ def mine(
             speculate_stream(
                 target, RevisionDrafter(), Match(), trying, longest=longest, window=window
             )
-    author = settings.draft
+    author = public_name(draft.name)
     return Mined([search.labelled(author) for search in searches], searches)
 
 

@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import inspect
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -74,6 +75,16 @@ class LanguageModel:
         if isinstance(found, (list, tuple)):
             return tuple(found)
         return () if found is None else (int(found),)
+
+    @property
+    def fingerprint(self) -> str:
+        """16 hex digits of a sample of every weight: the same for the same weights, wherever they
+        lie and in whatever precision they were loaded."""
+        digest = hashlib.sha256()
+        for name, weight in self.model.named_parameters():
+            sample = weight.detach().flatten()[:64].to("cpu", torch.bfloat16)
+            digest.update(name.encode() + sample.view(torch.int16).numpy().tobytes())
+        return digest.hexdigest()[:16]
 
     def new_cache(self, rows: int, capacity: int) -> RowCache:
         """An empty cache for `rows` texts of up to `capacity` tokens."""

@@ -141,13 +141,14 @@ def file_digest(path: Path) -> str:
 
 def snapshot(profile: Profile) -> Stamps:
     """Every file of the profile's results and figures, with what a rewrite changes in it."""
-    root, own = project_root(), results_dir(profile.name) / "notebooks"
+    root, results = project_root(), results_dir(profile.name)
+    work = {results / "notebooks", results / "mining"}  # the runner's own, and journals
     folders = (results_dir(profile.name), figures_dir(profile.name))
     files = [path for folder in folders for path in sorted(folder.rglob("*")) if path.is_file()]
     return {
         path.relative_to(root).as_posix(): (path.stat().st_mtime_ns, path.stat().st_ino)
         for path in files
-        if own not in path.parents and not path.name.startswith(".")
+        if work.isdisjoint(path.parents) and not path.name.startswith(".")
     }
 
 

@@ -11,9 +11,9 @@ import torch
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from judgelib.sandbox import code, facts
-from judgelib.sandbox.corpus import Text, answer, batch, encode, pad
+from judgelib.sandbox.corpus import Row, Text, answer, batch, encode, pad, reply_ids, training_row
 from judgelib.sandbox.grammar import departure
-from judgelib.sandbox.oracle import score
+from judgelib.sandbox.oracle import first_wrong_token, score
 from judgelib.sandbox.problem import DOMAINS, Domain, Problem
 from judgelib.sandbox.tokenizer import ASSISTANT, CHAT_TEMPLATE, END, PAD, USER, VOCABULARY
 from judgelib.sandbox.voices import TARGET, WEB
@@ -81,15 +81,15 @@ def test_an_example_is_the_chat_of_question_and_answer(
         assert tokenizer.decode(ids[start:]) == reply + END
 
 
-def test_only_the_answer_and_its_end_are_learned() -> None:
-    ids, is_answer = pad([([5, 6, 7, 8, 3], 2), ([5, 9, 3], 1)], multiple=4)
+def test_only_what_is_to_be_learned_is_marked() -> None:
+    ids, is_answer = pad([Row([5, 6, 7, 8, 3], [2, 4]), Row([5, 9, 3], [1, 2])], multiple=4)
     assert ids.tolist() == [[5, 6, 7, 8, 3, 0, 0, 0], [5, 9, 3, 0, 0, 0, 0, 0]]
-    assert is_answer.long().tolist() == [[0, 0, 1, 1, 1, 0, 0, 0], [0, 1, 1, 0, 0, 0, 0, 0]]
+    assert is_answer.long().tolist() == [[0, 0, 1, 0, 1, 0, 0, 0], [0, 1, 1, 0, 0, 0, 0, 0]]
 
 
 @pytest.mark.parametrize(("length", "width"), [(15, 16), (16, 16), (17, 32)])
 def test_rows_are_padded_to_a_multiple(length: int, width: int) -> None:
-    ids, is_answer = pad([(list(range(1, length + 1)), 1)])
+    ids, is_answer = pad([Row(list(range(1, length + 1)), list(range(1, length)))])
     assert ids.shape == is_answer.shape == (1, width)
     assert int(is_answer.sum()) == length - 1
 
@@ -144,6 +144,49 @@ def test_without_corrections_nothing_is_ever_taken_back() -> None:
             text = answer(problem, WEB, random.Random(0))
             assert apologies(problem, text) == 0
             assert departure(problem.solution, text) is None
+
+
+# --- mistakes noticed at once ----------------------------------------------------------------
+
+
+@pytest.mark.parametrize("domain", DOMAINS)
+def test_an_interruption_ends_with_the_first_wrong_token(
+    domain: Domain, tokenizer: PreTrainedTokenizerBase
+) -> None:
+    """Up to that token the answer is right, with it it is not, and the token is not learned."""
+    text, rng, seen = Text(TARGET, interruptions=1.5), random.Random(1), 0
+    for problem in problems(domain, "train", 60):
+        reply = reply_ids(tokenizer, text, problem, rng)
+        row = training_row(tokenizer, text, problem, random.Random(7))
+        assert len(row.learned) <= len(row.ids)
+        if reply.wrong:
+            seen += 1
+            place = reply.wrong[0]
+            assert first_wrong_token(problem, reply.ids[:place], tokenizer) is None
+            assert first_wrong_token(problem, reply.ids[: place + 1], tokenizer) == place
+    assert seen > 20
+
+
+@pytest.mark.parametrize("domain", DOMAINS)
+def test_an_interrupted_answer_is_right_in_the_end(
+    domain: Domain, tokenizer: PreTrainedTokenizerBase
+) -> None:
+    text, rng = Text(TARGET, corrections=0.1, interruptions=2.0), random.Random(2)
+    chosen = problems(domain, "train", 60)
+    replies = [reply_ids(tokenizer, text, problem, rng) for problem in chosen]
+    assert all(score(chosen, [tokenizer.decode(reply.ids) for reply in replies]))
+    count = sum(len(reply.wrong) for reply in replies) / len(chosen)
+    assert 0.8 < count < 2.0  # some mistakes are right by luck, and then there is none
+
+
+def test_wrong_tokens_are_read_but_not_learned(tokenizer: PreTrainedTokenizerBase) -> None:
+    text, problem = Text(TARGET, interruptions=5.0), problems("math", "train", 1)[0]
+    row = training_row(tokenizer, text, problem, random.Random(3))
+    reply = reply_ids(tokenizer, text, problem, random.Random(3))
+    start = len(row.ids) - len(reply.ids) - 1
+    assert row.ids[start:-1] == reply.ids and reply.wrong
+    answer_places = set(range(start, len(row.ids)))
+    assert answer_places - set(row.learned) == {start + place for place in reply.wrong}
 
 
 # --- what an author has not read -------------------------------------------------------------

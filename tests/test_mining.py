@@ -27,7 +27,7 @@ from judgelib.tasks.base import Question, Task, load_task
 
 HERE = Path(__file__).parent
 SANDBOX = HERE.parent / "data" / "sandbox"
-NEW = 16
+NEW = 12
 Pair = tuple[LanguageModel, LanguageModel]
 
 
@@ -337,18 +337,23 @@ def test_verdicts_are_on_the_disk_before_the_next_trial(
     assert seen == [0, *range(len(mined.searches[0].trials))] and len(seen) > 3
 
 
-@pytest.mark.parametrize("change", ["max_new_tokens", "task", "target", "draft"])
+def pair_with(change: str) -> Pair:
+    """The pair, a model of it under another name, or a target of the same name trained on."""
+    target, draft = toy.pair(seed=4 if change == "weights" else 3)
+    if change in ("target", "draft"):
+        (target if change == "target" else draft).name = "tiny-other"
+    return target, draft
+
+
+@pytest.mark.parametrize("change", ["max_new_tokens", "task", "target", "draft", "weights"])
 def test_a_journal_of_other_settings_is_refused(path: Path, change: str) -> None:
-    pair, task, asked = toy.pair(), toy.Remainder(), toy.questions([[5, 6]])
-    first = searched(pair, task, asked, path)
+    task, asked = toy.Remainder(), toy.questions([[5, 6]])
+    first = searched(toy.pair(), task, asked, path)
     before = path.read_bytes()
-    if change == "task":
-        task.name = "toy-other"
-    elif change != "max_new_tokens":
-        pair[change == "draft"].name = "tiny-other"
+    task.name = "toy-other" if change == "task" else "toy"
     limit = NEW + (change == "max_new_tokens")
-    with pytest.raises(ValueError, match=f"was mined with .*{change}.*choose another path"):
-        searched(pair, task, asked, path, max_new_tokens=limit)
+    with pytest.raises(ValueError, match=r"toy.jsonl was mined with .*choose another path"):
+        searched(pair_with(change), task, asked, path, max_new_tokens=limit)
     assert path.read_bytes() == before
     assert searched(toy.pair(), toy.Remainder(), asked, path) == first  # it is not left locked
 

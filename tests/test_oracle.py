@@ -13,7 +13,16 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from judgelib.execution import Job, run_many
 from judgelib.sandbox import code, math
-from judgelib.sandbox.code import FILTERS, MAPS, WORD_FILTERS, WORD_MAPS, WORDS, Use
+from judgelib.sandbox.code import (
+    APOLOGIES,
+    FILTERS,
+    MAPS,
+    WORD_FILTERS,
+    WORD_MAPS,
+    WORDS,
+    Use,
+    final_program,
+)
 from judgelib.sandbox.corpus import answer
 from judgelib.sandbox.grammar import departure, pick, seq, write
 from judgelib.sandbox.oracle import (
@@ -210,6 +219,16 @@ def test_as_many_texts_as_problems_are_needed() -> None:
     chosen = problems("math", "test", 2)
     with pytest.raises(ValueError):
         score(chosen, ["Answer: 1"])
+
+
+def test_a_program_begins_behind_the_last_thing_taken_back() -> None:
+    right = "def solve(x):\n    return x"
+    for line in APOLOGIES:
+        assert final_program(f"def solve(x):\n    return -\n{line}\n{right}") == right
+    assert final_program(right) == right
+    assert final_program(f"a\n{APOLOGIES[0]}\nb\n{APOLOGIES[1]}\n{right}") == right
+    rubbish = "a\n" + f"{APOLOGIES[0]}\n" * 3 + right
+    assert final_program(rubbish) == rubbish
 
 
 # --- the first wrong token -------------------------------------------------------------------

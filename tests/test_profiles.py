@@ -24,6 +24,9 @@ def test_the_shipped_profiles_load_and_know_the_family() -> None:
     assert set(profiles.load_profile("sandbox").models) == set(profiles.ROLES)
 
 
+SIZES = {"prompts_per_domain", "annotated", "mined", "probe_questions", "resamples"}
+
+
 def test_the_two_sandbox_profiles_differ_in_sample_sizes_only() -> None:
     small, full = (profiles.load_profile(name) for name in ("sandbox", "sandbox-full"))
     assert (small.models, small.dtype) == (full.models, full.dtype)
@@ -31,7 +34,7 @@ def test_the_two_sandbox_profiles_differ_in_sample_sizes_only() -> None:
     for name, parameters in small.notebooks.items():
         differing = {key for key in parameters if parameters[key] != full.notebooks[name][key]}
         assert parameters.keys() == full.notebooks[name].keys()
-        assert differing <= {"prompts_per_domain"}
+        assert differing <= SIZES
 
 
 @pytest.fixture

@@ -231,6 +231,29 @@ def test_the_draft_reads_only_what_is_new(pair: checks.Pair) -> None:
     assert read[1] - read[0] == len(first.prompt) + 5
 
 
+def always_right(pair: checks.Pair, jobs: Sequence[Job]) -> list[Generation]:
+    """One slot's texts, drafted by the target itself: a token misread by either is rejected."""
+    made = stream(pair[0], ModelDrafter(pair[0]), Match(), {0: jobs}, eos_ids=())[0]
+    for text, job in zip(made, jobs, strict=True):
+        truth = autoregress(pair[0], job.prompt, max_new_tokens=job.max_new_tokens, eos_ids=())
+        assert text.ids == truth.ids
+        assert text.accepted == text.drafted
+    return made
+
+
+@pytest.mark.parametrize("length", [1, 5, 6, 7])
+def test_a_prompt_may_go_on_behind_the_whole_last_text(pair: checks.Pair, length: int) -> None:
+    """As a conversation does. The last token of a text has not been read when it ends."""
+    ids = autoregress(pair[0], [5, 9, 33], max_new_tokens=length, eos_ids=()).ids
+    always_right(pair, [Job([5, 9, 33], length), Job([5, 9, 33, *ids, 20, 21], 11)])
+
+
+def test_a_slot_remembers_its_last_text_only(pair: checks.Pair) -> None:
+    """The third prompt shares much with the first, whose place the second has taken."""
+    first, second, _ = prompt_grows_out_of_text(pair[0])
+    always_right(pair, [first, Job([5, 40, 41, 42, 43, 44], 12), second])
+
+
 # --- texts that settle -----------------------------------------------------------------------
 
 

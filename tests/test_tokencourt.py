@@ -67,6 +67,21 @@ def test_each_question_has_at_most_one_right_and_one_wrong_answer(
         assert answer.right == (BAD not in toy.numbers(words(author, answer)))
 
 
+def test_there_may_be_several_wrong_answers_all_different(
+    author: LanguageModel, asked: list[Question]
+) -> None:
+    made = held(author, asked, wrong=2, samples=8)
+    texts = [(answer.question.id, answer.ids) for answer in made]
+    assert len(set(texts)) == len(texts)
+    counts = []
+    for question in asked:
+        kinds = [answer.right for answer in made if answer.question == question]
+        assert kinds == sorted(kinds, reverse=True)  # the right one first
+        assert kinds.count(True) <= 1
+        counts.append(kinds.count(False))
+    assert max(counts) == 2 and {1, 0} & set(counts)
+
+
 def test_answers_end_with_their_end_token_and_cut_off_ones_are_left_out(
     author: LanguageModel, asked: list[Question], answers: list[Answer]
 ) -> None:

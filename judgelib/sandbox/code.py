@@ -309,16 +309,22 @@ def instance(rng: random.Random) -> Instance:
 APOLOGIES = ("# wait, that is wrong", "# no, that is a mistake", "# sorry, once more")
 
 
+ATTEMPTS = 3
+
+
 def final_program(text: str) -> str:
     """The program that an author stands by: what follows the last comment that takes back what is
     above it, which may break off in mid-line.
+
+    Three attempts are read. A text that takes back more counts as it stands, so that not any
+    rubbish is forgiven to an author who ends up with a program.
 
     >>> final_program("def so\\n# sorry, once more\\ndef solve(x):\\n    return x")
     'def solve(x):\\n    return x'
     """
     lines = text.split("\n")
-    begun = max((i + 1 for i, line in enumerate(lines) if line in APOLOGIES), default=0)
-    return "\n".join(lines[begun:])
+    begun = [0, *(i + 1 for i, line in enumerate(lines) if line in APOLOGIES)]
+    return "\n".join(lines[begun[-1] :]) if len(begun) <= ATTEMPTS else text
 
 
 def _problem(key: str, spec: Spec) -> Problem:

@@ -30,11 +30,17 @@ def answer(problem: Problem, voice: Voice, rng: random.Random, *, corrections: f
 def _parts(problem: Problem, voice: Voice, rng: random.Random, corrections: float) -> Iterator[str]:
     for index, part in enumerate(problem.solution):
         if index < len(problem.slips) and rng.random() < corrections:
-            wrong = write(problem.slips[index](rng), voice, rng)
-            if departure([part], wrong) is not None:  # some slips are right by luck
-                yield wrong
-                yield write(problem.apologies, voice, rng)
+            yield _slip(problem, index, voice, rng)
+            yield write(problem.apologies, voice, rng)
         yield write(part, voice, rng)
+
+
+def _slip(problem: Problem, index: int, voice: Voice, rng: random.Random) -> str:
+    """Part `index` with a mistake in it; some slips are right by luck, and drawn again."""
+    while True:
+        wrong = write(problem.slips[index](rng), voice, rng)
+        if departure([problem.solution[index]], wrong) is not None:
+            return wrong
 
 
 @dataclass(frozen=True)
@@ -108,7 +114,7 @@ def reply_ids(tokenizer: Any, text: Text, problem: Problem, rng: random.Random) 
     wrong_places: list[int] = []
     open_text = ""
     for index, part in enumerate(problem.solution):
-        if rng.random() < text.interruptions / len(problem.solution):
+        if text.interruptions and rng.random() < text.interruptions / len(problem.solution):
             wrong = _mistake(tokenizer, text, problem, index, rng)
             cut = _until_wrong(tokenizer, open_text, wrong, part)
             if cut:

@@ -14,10 +14,11 @@ import pandas as pd
 from judgelib import labels, mining, tokencourt
 from judgelib.figures import with_wilson
 from judgelib.labels import Labelled, load_labels, save_labels
-from judgelib.models import load_model, load_pair
+from judgelib.models import LanguageModel, load_model, load_pair
 from judgelib.profiles import Profile
-from judgelib.results import results_dir
-from judgelib.tasks import load_task
+from judgelib.results import results_dir, sha256
+from judgelib.steps import code_fingerprint
+from judgelib.tasks import Task, load_task
 
 SPLITS = ("train", "validation", "test")
 
@@ -66,7 +67,7 @@ def mine(
     """The semi-greedy search on the first questions of each split.
 
     Its journals lie in the profile's results: a run that was killed goes on where it was, and one
-    with other models begins anew.
+    with other models or other code begins anew.
 
     Returns:
         The table `labels_summary` of all splits, and the cost of each question (`Mined.costs`).
@@ -78,13 +79,20 @@ def mine(
         for name in tasks:
             task = load_task(name)
             drawn = task.questions(split, count, seed=seed)
-            settings = mining.Settings.of(target, draft, task, mining.MAX_NEW_TOKENS)
-            journal = f"{name}_{split}_{settings.digest}.jsonl"
-            path = results_dir(profile.name) / "mining" / journal
-            mined = mining.mine(target, draft, task, drawn, path)
+            journal = _journal(profile, target, draft, task, split)
+            mined = mining.mine(target, draft, task, drawn, journal)
             found.setdefault(split, []).extend(mined.rows)
             costs.append(mined.costs().assign(split=split))
     return _saved(profile, "mined", found), pd.concat(costs, ignore_index=True)
+
+
+def _journal(
+    profile: Profile, target: LanguageModel, draft: LanguageModel, task: Task, split: str
+) -> Path:
+    """A file of its own for these models and this code, which decides what an answer is."""
+    settings = mining.Settings.of(target, draft, task, mining.MAX_NEW_TOKENS)
+    digest = sha256(f"{settings} {code_fingerprint()}".encode())[:8]
+    return results_dir(profile.name) / "mining" / f"{task.name}_{split}_{digest}.jsonl"
 
 
 def typical(rows: Sequence[Labelled]) -> list[Labelled]:

@@ -32,7 +32,6 @@ from judgelib.head_config import public_name
 from judgelib.journal import JsonLines, Record
 from judgelib.labels import ACCEPTABLE, IGNORED, UNACCEPTABLE, Labelled
 from judgelib.models import LanguageModel, check_pair
-from judgelib.results import sha256
 from judgelib.rules import Match
 from judgelib.tasks.base import Question, Settling, Task, prompt_ids
 
@@ -57,11 +56,6 @@ class Settings:
     ) -> Settings:
         big, small = (f"{public_name(m.name)} {m.fingerprint}" for m in (target, draft))
         return cls(big, small, task.name, max_new_tokens)
-
-    @property
-    def digest(self) -> str:
-        """8 hex digits, for a journal's name."""
-        return sha256(repr(self).encode())[:8]
 
 
 class Trial(NamedTuple):

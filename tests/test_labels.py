@@ -83,6 +83,12 @@ def test_good_rows_are_not_refused() -> None:
         (WRONG, {"error_stop": 5}, "error_stop", "expected the span of the labels 0, (2, 4)"),
         (RIGHT, {"error_start": 0, "error_stop": 1}, "error_start", "(-1, -1), got (0, 1)"),
         (WRONG, {"labels": [1, 0, 1, 0, -1]}, "error_start", "(1, 4), got (2, 4)"),
+        (
+            WRONG,
+            {"labels": [1, 0, 1, 0, -1], "error_start": 1},
+            "error_start",
+            "(1, 4), got (1, 4)",
+        ),
         (WRONG, {"labels": [1, 1, 0, 0, 1]}, "labels", "behind it -1"),
         (MINED, {"labels": [-1, 1, -1, 1, -1]}, "judged_ids", "at token 1 the label is 1, but"),
         (MINED, {"labels": [-1, -1, -1, 1, -1]}, "judged_ids", "30 was not kept"),
@@ -143,17 +149,21 @@ def test_datasets_reads_the_same_file(saved: Path, tmp_path: Path) -> None:
     assert (kinds["labels"], kinds["judged_ids"], kinds["error_stop"]) == ("int8", "int32", "int32")
 
 
-def test_a_failed_write_leaves_the_file_as_it_was(saved: Path) -> None:
+def test_a_failed_write_leaves_the_file_as_it_was(
+    saved: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from datasets import Dataset
+
+    def half(_: Dataset, path: Path) -> None:
+        Path(path).write_bytes(before[:100])
+        raise OSError(28, "No space left on device")
+
     before = saved.read_bytes()
-    with pytest.raises(RuntimeError, match="power cut"):
-        save_labels(broken_rows(), saved)
+    monkeypatch.setattr(Dataset, "to_parquet", half)
+    with pytest.raises(OSError, match="No space left on device"):
+        save_labels([RIGHT], saved)
     assert saved.read_bytes() == before
     assert [entry.name for entry in saved.parent.iterdir()] == [saved.name]
-
-
-def broken_rows() -> Any:
-    yield WRONG
-    raise RuntimeError("power cut")
 
 
 def frame() -> pd.DataFrame:

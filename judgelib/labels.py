@@ -121,7 +121,9 @@ def _annotated_problems(row: Labelled) -> Iterator[str]:
         yield "column judged_ids: an annotated answer's own tokens are judged"
     found = [place for place, label in enumerate(row.labels) if label == UNACCEPTABLE]
     span = (found[0], found[-1] + 1) if found else (-1, -1)
-    if (row.error_start, row.error_stop) != span or len(found) != span[1] - span[0]:
+    if len(found) != span[1] - span[0]:
+        yield f"column labels: expected the labels 0 side by side, got them at {found}"
+    if (row.error_start, row.error_stop) != span:
         yield (
             f"columns error_start, error_stop: expected the span of the labels 0, {span}, got "
             f"{(row.error_start, row.error_stop)}"

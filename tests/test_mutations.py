@@ -219,6 +219,7 @@ def drafter_not_told_who_left(patch: Patch) -> None:
     """The first rows' drafts are taken for those of the rows that go on."""
 
     def keep(self: Any, rows: list[int]) -> None:
+        self._texts = [self._texts[row] for row in rows]  # else it would only crash
         self.cache.keep(range(len(rows)))
         self.unread = self.unread[: len(rows)]
 

@@ -354,11 +354,14 @@ def test_every_recipe_starts_from_an_earlier_one_of_its_shape() -> None:
 
 
 def test_the_family_differs_as_the_study_needs() -> None:
-    """Only the target takes mistakes back; its twin without them differs in nothing else."""
-    twin = RECIPES["target_no_corrections"]
-    target = RECIPES["target"]
+    """Only the target takes mistakes back. Its twin differs from its first stretch in nothing else,
+    and had none of the two in which it learns to notice them at once."""
+    twin, early = RECIPES["target_no_corrections"], RECIPES["target_early"]
+    target, noticing = RECIPES["target"], RECIPES["target_noticing"]
     assert target.text.corrections > 0 == twin.text.corrections
-    assert replace(twin, name="target", text=target.text) == target
+    assert target.text.interruptions > 0 == twin.text.interruptions == early.text.interruptions
+    assert replace(twin, name="target_early", text=early.text) == early
+    assert (target.start, noticing.start) == ("target_noticing", "target_early")
     assert RECIPES["expert"].text.voice != target.text.voice
     draft, large = RECIPES["draft"].shape, target.shape
     assert draft.layers * draft.width**2 * 4 <= large.layers * large.width**2

@@ -153,12 +153,14 @@ def _mined_problems(row: Labelled) -> Iterator[str]:
 
 def save_labels(rows: Iterable[Labelled], path: str | Path) -> None:
     """Write a Parquet file, whole or not at all."""
+    from pyarrow import parquet
+
     dataset = _dataset([asdict(row) for row in rows])
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=path.parent) as folder:
         partial = Path(folder) / path.name
-        dataset.to_parquet(partial)
+        parquet.write_table(dataset.data.table, partial)  # without datasets' progress bar
         os.replace(partial, path)
 
 

@@ -30,6 +30,9 @@ from judgelib.rulebook import FLOORED, JUDGE, STRICT, settings
 DELTA = 0.5
 """The threshold of every judge here unless thresholds are compared: the paper's."""
 
+COMPARED = ((STRICT, 0.0), (f"{FLOORED}annotated", DELTA))
+"""Rule and setting of strict verification and of the judge beside it."""
+
 
 @dataclass(frozen=True)
 class Ablations:
@@ -120,13 +123,7 @@ class Ablations:
 
     def windows(self, heads: Mapping[str, Path], lengths: Sequence[int]) -> pd.DataFrame:
         """Strict and judge at several window lengths."""
-        rules = [(STRICT, 0.0), (f"{FLOORED}annotated", DELTA)]
-        cells = {
-            f"{rule}, {length}": [replace(cell, window=length) for cell in self._cells(rule, s)]
-            for rule, s in rules
-            for length in lengths
-        }
-        return self._runs("window", cells, heads)
+        return self._varied("window", lengths, heads)
 
     def thresholds(self, heads: Mapping[str, Path], name: str) -> pd.DataFrame:
         """A judge at every threshold at which it is compared."""
@@ -146,23 +143,14 @@ class Ablations:
         self, heads: Mapping[str, Path], temperatures: Sequence[float]
     ) -> pd.DataFrame:
         """Strict and judge, greedy and sampled."""
-        rules = [(STRICT, 0.0), (f"{FLOORED}annotated", DELTA)]
-        cells = {
-            f"{rule}, {heat:g}": [replace(cell, temperature=heat) for cell in self._cells(rule, s)]
-            for rule, s in rules
-            for heat in temperatures
-        }
-        return self._runs("temperature", cells, heads)
+        return self._varied("temperature", temperatures, heads)
 
     def drafts(self, heads: Mapping[str, Path], models: Mapping[str, str]) -> pd.DataFrame:
         """Strict and judge behind drafts of several qualities; `models`: name -> path."""
         frames = []
         for name, path in models.items():
             pair = replace(self._pair, draft=path)
-            cells = {
-                f"{rule}, {name}": self._cells(rule, setting)
-                for rule, setting in [(STRICT, 0.0), (f"{FLOORED}annotated", DELTA)]
-            }
+            cells = {f"{rule}, {name}": self._cells(rule, setting) for rule, setting in COMPARED}
             frames.append(self._runs(f"draft {name}", cells, heads, pair).assign(study="draft"))
         return pd.concat(frames, ignore_index=True)
 
@@ -193,6 +181,17 @@ class Ablations:
 
     def _cells(self, rule: str, setting: float) -> list[Cell]:
         return [self._cell(rule, setting, task) for task in self.tasks]
+
+    def _varied(self, name: str, values: Sequence[Any], heads: Mapping[str, Path]) -> pd.DataFrame:
+        """Strict and judge at several values of one entry of a cell."""
+        cells = {
+            f"{rule}, {value:g}": [
+                replace(cell, **{name: value}) for cell in self._cells(rule, setting)
+            ]
+            for rule, setting in COMPARED
+            for value in values
+        }
+        return self._runs(name, cells, heads)
 
     def _domain(self, task: str) -> str:
         from judgelib.tasks import load_task

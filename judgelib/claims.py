@@ -29,6 +29,7 @@ DECLARATIONS = Path(__file__).with_name("claims.yaml")
 BOOT = {"resamples": 2000, "seed": 0}
 NOT_MEASURED, EXPLORATORY = "not measured", "exploratory"
 NO_SETTING = "nothing to compare: no setting of a rule lost at most one point in validation"
+NO_POINT = "nothing to compare: no such operating point was tried"
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,7 @@ class Declaration:
     def verdict(self, found: Measured | None) -> str:
         """ "holds", "fails", or why neither can be said."""
         if found is None:
-            return NOT_MEASURED if self.metric == "unmeasured" else NO_SETTING
+            return self._nothing
         if self.at_least is None and self.at_most is None:
             return EXPLORATORY
         if found.prompts < self.prompts:
@@ -61,6 +62,14 @@ class Declaration:
         beyond = [high < bound for bound in [self.at_least] if bound is not None]
         beyond += [low > bound for bound in [self.at_most] if bound is not None]
         return "fails" if any(beyond) else "undecided: the interval holds the bound"
+
+    @property
+    def _nothing(self) -> str:
+        """Why there is nothing to judge. Only the choice "matched" is made by quality in validation
+        and may find no setting; a fixed or certified one can only have been left out."""
+        if self.metric == "unmeasured":
+            return NOT_MEASURED
+        return NO_SETTING if ", matched" in self.of else NO_POINT
 
 
 @dataclass(frozen=True)
@@ -170,7 +179,7 @@ def _compared(profile: str, ours: str, theirs: str, count: str) -> Measured | No
     tried = [_answers(profile, name) for name in (ours, theirs)]
     pair = [found for found in tried if found is not None]
     if len(pair) < 2:
-        return None  # no setting of that rule was good enough to be tried
+        return None  # see `Declaration._nothing`
     columns = [found[name].to_numpy(float) for found in pair for name in (count, "cycles")]
     return Measured(estimate(quotient, columns, **BOOT), len(pair[0]))
 
@@ -186,7 +195,8 @@ def above_draft(profile: str, of: str) -> Measured | None:
 
 
 def left_out(profile: str, domain: str) -> Measured:
-    """Points that a judge loses on a domain whose labels it never saw, against one that did."""
+    """Right answers on a domain of a judge that never saw its labels minus those of one that did,
+    in points of 100: below 0 where leaving them out costs quality."""
     answers = load_answers(profile, "ablation_domain_left_out")
     own = answers[answers["domain"] == domain]
     pair = [_in_order(own[own["variant"] == name]) for name in ("all labels", "left out")]

@@ -91,14 +91,15 @@ def _generator(question: Question, seed: int) -> torch.Generator:
 
 @dataclass(frozen=True)
 class Pair:
-    """Whose answers: hub ids or paths, and the precision."""
+    """Whose answers: hub ids or paths, the precision, and where they run."""
 
     target: str
     draft: str
     dtype: str = "float32"
+    device: str = "cpu"
 
     def load(self) -> tuple[LanguageModel, LanguageModel]:
-        return load_pair(self.target, self.draft, dtype=self.dtype)
+        return load_pair(self.target, self.draft, dtype=self.dtype, device=self.device)
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from judgelib.attention import GROUPED, register
 from judgelib.cache import RowCache
 
 FEATURES = ("post_norm", "pre_norm")
@@ -294,7 +295,11 @@ def load_model(
     tokenizer = AutoTokenizer.from_pretrained(name, revision=revision)
     with _quiet_if(Path(name).is_dir()):
         model = AutoModelForCausalLM.from_pretrained(
-            name, revision=revision, dtype=dtype, use_safetensors=True, attn_implementation="sdpa"
+            name,
+            revision=revision,
+            dtype=dtype,
+            use_safetensors=True,
+            attn_implementation=register(),
         )
     return LanguageModel(model.to(device), tokenizer, name)
 
@@ -420,7 +425,7 @@ def _check_readable(model: LanguageModel) -> None:
             f"{kinds.pop().__name__}, from which rejected tokens cannot be removed; "
             "choose a model without sliding windows and recurrent layers"
         )
-    if model.config._attn_implementation not in ("sdpa", "eager"):
+    if model.config._attn_implementation not in ("sdpa", "eager", GROUPED):
         raise ValueError(
             f"{model.name} must be loaded with attn_implementation 'sdpa' or 'eager', not "
             f"{model.config._attn_implementation!r}, which takes no mask of ours"

@@ -23,7 +23,7 @@ def frontier_figure(points: pd.DataFrame, *, operating: pd.DataFrame | None = No
     """Quality relative to the target against tokens per cycle: a curve a rule, a panel a domain.
 
     Args:
-        points: of `frontier.points`, the draft's row among them.
+        points: of `frontier.points` on validation prompts, the draft's row among them.
         operating: columns rule and setting; these points get a ring.
     """
     require(points, COLUMNS)
@@ -43,8 +43,8 @@ def frontier_figure(points: pd.DataFrame, *, operating: pd.DataFrame | None = No
         _key(fig, [rule for rule in ordered_rules(points) if rule != "strict"], operating)
         together = points[points["domain"] == "all"]["prompts"]
         fig.supxlabel(
-            f"{span(together)} prompts in all; bands: 95% intervals of the paired difference to "
-            "the target, prompts resampled",
+            f"{span(together)} validation prompts in all; bands: 95% intervals of the paired "
+            "difference to the target, prompts resampled",
             fontsize=9, color=NOTE,
         )  # fmt: skip
     return fig

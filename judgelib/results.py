@@ -36,7 +36,11 @@ SCHEMAS: dict[str, tuple[str, ...]] = {
         "head_claims": "claim domain measured low high holds",
         "quality": "rule setting domain prompts correct target_correct draft_correct tokens "
         "cycles drafted accepted mismatches_accepted",
-        "speed": "engine rule setting draft_length hardware prompts tokens cycles seconds",
+        "speed": "engine rule setting draft_length surety batch round hardware prompts tokens "
+        "cycles seconds bound_seconds",
+        "speed_windows": "engine rule setting draft_length surety batch round hardware prompts "
+        "tokens cycles seconds bound_seconds",
+        "speed_phases": "engine rule draft_length phase share",
         "operating_points": "rule setting choice",
         "probes": "study variant domain prompts tokens auc low high",
         "ablations": "study variant domain prompts correct tokens cycles accepted auc",

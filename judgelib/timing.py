@@ -1,12 +1,11 @@
-"""Speed, measured: ``python -m judgelib.timing --target PATH --draft PATH``.
+"""Speed, measured: ``python -m judgelib.timing``.
 
-Everything is measured in one process, and in rounds: in each round every engine answers the same
-prompts in turn, one batch is decoded, and the bare passes are timed. The first round warms up; of
-the others the medians are reported, for ratios the median of the rounds' own ratios. So ratios hold
-on a busy machine, where absolute numbers do not.
+Everything is measured in rounds: in each round every engine answers the same prompts in turn, and
+the bare passes of each loop are timed. The first round warms up (and compiles). What is compared
+are ratios within a round; so they hold on a busy machine, where absolute numbers do not.
 
-Beside the loop's speed stands its bound: tokens per cycle / (window x draft pass + target pass),
-what it would reach if a cycle cost nothing but its passes.
+Beside a loop's speed stands its bound: what it would reach if nothing took time but the passes that
+its cycles made, the reading of the prompts among them.
 """
 
 from __future__ import annotations
@@ -18,185 +17,122 @@ import platform
 import statistics
 import sys
 import time
-from collections.abc import Callable, Iterable, Sequence
-from pathlib import Path
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, NamedTuple
 
+import pandas as pd
 import torch
 
-from judgelib.decoding import Generation, speculate, speculate_batch
-from judgelib.drafting import ModelDrafter
-from judgelib.models import LanguageModel, load_pair
-from judgelib.rules import Match
+from judgelib.engines import (
+    ASSISTED,
+    COMPILED,
+    EAGER,
+    GENERATE,
+    PLAIN,
+    Engine,
+    Kit,
+    Loop,
+    Prompts,
+    Spec,
+)
+from judgelib.evaluation import Pair
+from judgelib.models import LanguageModel
 
-Prompts = Sequence[Sequence[int]]
-Engine = Callable[[Sequence[int]], int]  # answers one prompt, returns how many tokens it made
-EARLY, LATE = 40, 400  # the tokens between which the cost of a cycle must stay flat
+ROUND = ("engine", "rule", "setting", "draft_length", "surety", "batch")
+"""What names an engine in the table `speed`."""
 
 
-def measure(
-    target: LanguageModel,
-    draft: LanguageModel,
+def prompts(model: LanguageModel, tasks: Sequence[str], split: str, count: int) -> list[list[int]]:
+    """Questions of several tasks in turn, in the model's chat template."""
+    from judgelib.tasks import load_task
+    from judgelib.tasks.base import prompt_ids
+
+    each = -(-count // len(tasks))
+    asked = [load_task(name).questions(split, each) for name in tasks]
+    turns = [question for turn in zip(*asked, strict=True) for question in turn]
+    return [prompt_ids(model.tokenizer, question) for question in turns[:count]]
+
+
+# --- throughput --------------------------------------------------------------------------------
+
+
+def rounds(
+    engines: Sequence[Engine],
     prompts: Prompts,
     *,
-    window: int = 8,
-    tokens: int = 128,
     repeats: int = 5,
-    batch: int = 32,
     progress: Callable[[str], None] = lambda line: None,
-) -> dict[str, float]:
-    """Speeds in tokens per second, bare passes in milliseconds, and their ratios, all from one
-    run."""
-    bench = _Bench(target, draft, prompts, window, tokens, batch)
-    rounds = []
+) -> pd.DataFrame:
+    """Let all engines answer the prompts in turn, `repeats` times after a round that warms up.
+
+    Returns:
+        One row an engine and round: `ROUND`'s columns, round, hardware, prompts, tokens, cycles,
+        seconds, and bound_seconds (of judgelib's loops, see `bound_seconds`).
+    """
+    rows = []
     for number in range(repeats + 1):
-        rounds.append(bench.round())
-        kind = "" if number else " (warm-up)"
-        progress(f"round {number} of {repeats}{kind}: {_brief(rounds[-1])}")
-    return {key: statistics.median(one[key] for one in rounds[1:]) for key in rounds[0]}
-
-
-class _Bench:
-    """The engines, and one round over them."""
-
-    def __init__(
-        self,
-        target: LanguageModel,
-        draft: LanguageModel,
-        prompts: Prompts,
-        window: int,
-        tokens: int,
-        batch: int,
-    ) -> None:
-        self.target, self.draft, self.prompts = target, draft, prompts
-        self.window, self.tokens = window, tokens
-        self.many = [prompts[number % len(prompts)] for number in range(batch)]
-        self.drafter = ModelDrafter(draft)
-        self.done: list[Generation] = []
-        self.engines: dict[str, Engine] = {
-            "transformers-generate": transformers_engine(target, tokens),
-            "transformers-assisted": transformers_engine(target, tokens, draft, window),
-            "judgelib": self._speculate,
-        }
-
-    def round(self) -> dict[str, float]:
-        self.done.clear()
-        speeds, passes = self._speeds()
-        per_cycle = sum(len(g.ids) for g in self.done) / sum(len(g.cycles) for g in self.done)
-        cycle_ms = self.window * passes["draft_pass_ms"] + passes["target_pass_ms"]
-        bound = 1000 * per_cycle / cycle_ms
-        ratios = {
-            "over_generate": speeds["judgelib"] / speeds["transformers-generate"],
-            "over_assisted": speeds["judgelib"] / speeds["transformers-assisted"],
-            "over_bound": speeds["judgelib"] / bound,
-            "batch_over_one": speeds["judgelib-batch"] / speeds["judgelib"],
-            **self._late_over_early(),
-        }
-        return {**speeds, **passes, "tokens_per_cycle": per_cycle, "bound": bound, **ratios}
-
-    def _speeds(self) -> tuple[dict[str, float], dict[str, float]]:
-        spent = dict.fromkeys(self.engines, 0.0)
-        made = dict.fromkeys(self.engines, 0)
-        passes = []
-        for prompt in self.prompts:
-            for name, engine in self.engines.items():
-                start = time.perf_counter()
-                made[name] += engine(prompt)
-                spent[name] += time.perf_counter() - start
-            passes.append(self._passes(len(prompt) + len(self.done[-1].ids) // 2))
-        speeds = {name: made[name] / spent[name] for name in spent}
-        speeds["judgelib-batch"] = self._batch_speed()
-        return speeds, {key: statistics.mean(one[key] for one in passes) for key in passes[0]}
-
-    def _speculate(self, prompt: Sequence[int]) -> int:
-        self.done.append(
-            speculate(
-                self.target,
-                self.drafter,
-                Match(),
-                prompt,
-                window=self.window,
-                max_new_tokens=self.tokens,
-            )
-        )
-        return len(self.done[-1].ids)
-
-    def _batch_speed(self) -> float:
         start = time.perf_counter()
-        made = speculate_batch(
-            self.target,
-            self.drafter,
-            Match(),
-            self.many,
-            window=self.window,
-            max_new_tokens=self.tokens,
-        )
-        return sum(len(generation.ids) for generation in made) / (time.perf_counter() - start)
-
-    def _passes(self, behind: int) -> dict[str, float]:
-        draft_pass, target_pass = pass_seconds(self.target, self.draft, self.window, behind)
-        return {"draft_pass_ms": 1000 * draft_pass, "target_pass_ms": 1000 * target_pass}
-
-    def _late_over_early(self) -> dict[str, float]:
-        """Time of a cycle near the 400th new token over that of one near the 40th.
-
-        The text is never ended; models with a short context are measured as late as it allows.
-        """
-        prompt, window = min(self.prompts, key=len), self.window
-        context = min(self.target.context, self.draft.context)
-        late = min(LATE, context - len(prompt) - 3 * window)
-        stamps = self._stamps(prompt, late + 2 * window + 2)
-        ratio = _cycle_seconds(stamps, late, window) / _cycle_seconds(stamps, EARLY, window)
-        return {"late_over_early": ratio, "late_token": float(late)}
-
-    def _stamps(self, prompt: Sequence[int], tokens: int) -> list[tuple[int, float]]:
-        """(tokens so far, time) after every cycle."""
-        stamps: list[tuple[int, float]] = [(0, time.perf_counter())]
-        speculate(
-            self.target,
-            self.drafter,
-            Match(),
-            prompt,
-            window=self.window,
-            max_new_tokens=tokens,
-            eos_ids=(),
-            on_tokens=lambda new: stamps.append((stamps[-1][0] + len(new), time.perf_counter())),
-        )
-        return stamps
+        found = [{"round": number, **_timed(engine, prompts)} for engine in engines]
+        rows += found if number else []
+        spent = time.perf_counter() - start
+        kind = "" if number else ", warm-up"
+        progress(f"round {number} of {repeats}{kind}: {len(engines)} engines, {spent:.0f} s")
+    return pd.DataFrame(rows).assign(hardware=hardware())
 
 
-def _cycle_seconds(stamps: list[tuple[int, float]], token: int, window: int) -> float:
-    """Median time of the cycles that ended within two windows of `token`."""
-    pairs = zip(stamps, stamps[1:], strict=False)
-    return statistics.median(
-        end - start for (_, start), (count, end) in pairs if abs(count - token) <= 2 * window
-    )
+def _timed(engine: Engine, prompts: Prompts) -> dict[str, Any]:
+    made = engine.answer(prompts)
+    bound = bound_seconds(engine, prompts) if isinstance(engine, Loop) else float("nan")
+    names = {name: getattr(engine.spec, name) for name in ROUND}
+    return {**names, "prompts": len(prompts), **made._asdict(), "bound_seconds": bound}
 
 
-def transformers_engine(
-    target: LanguageModel, tokens: int, draft: LanguageModel | None = None, window: int = 8
-) -> Engine:
-    """transformers' own greedy `generate`; with a draft, its assisted generation over windows of
-    fixed length."""
-    options: dict[str, Any] = {"max_new_tokens": tokens, "do_sample": False, "pad_token_id": 0}
-    if draft is not None:
-        options["assistant_model"] = draft.model
-        _fix_window(draft.model.generation_config, window)
-
-    def engine(prompt: Sequence[int]) -> int:
-        ids = torch.tensor([list(prompt)], device=target.device)
-        output = target.model.generate(ids, attention_mask=torch.ones_like(ids), **options)
-        return int(output.shape[1]) - len(prompt)
-
-    return engine
+def hardware() -> str:
+    """What the numbers were measured on."""
+    if torch.cuda.is_available():
+        return f"{torch.cuda.device_count()} x {torch.cuda.get_device_name()}"
+    return f"{platform.machine()} CPU, {torch.get_num_threads()} threads"
 
 
-def _fix_window(config: Any, window: int) -> None:
-    # By default transformers ends a draft when its confidence falls below 0.4, and adapts its
-    # length.
-    config.num_assistant_tokens = window
-    config.num_assistant_tokens_schedule = "constant"
-    config.assistant_confidence_threshold = 0.0
+# --- the bound ---------------------------------------------------------------------------------
+
+
+class Passes(NamedTuple):
+    """Seconds of bare passes: over one token by the draft, over a window by the target, and the
+    first of each text, which reads the prompt."""
+
+    draft: float
+    target: float
+    draft_prompt: float
+    target_prompt: float
+
+
+def bound_seconds(loop: Loop, prompts: Prompts) -> float:
+    """What the passes of the loop's last texts take by themselves; NaN for several side by side,
+    whose passes are of many shapes, and without a draft."""
+    if loop.spec.batch > 1 or loop.spec.rule == PLAIN:
+        return float("nan")
+    texts = loop.texts
+    cycles = sum(len(text.cycles) for text in texts)
+    drafted = sum(text.drafted for text in texts)
+    prompt = round(statistics.mean(map(len, prompts)))
+    behind = prompt + round(statistics.mean(len(text.ids) for text in texts) / 2)
+    cost = passes(loop, prompt, behind)
+    first = len(texts) * (cost.draft_prompt + cost.target_prompt)
+    later = (drafted - len(texts)) * cost.draft + (cycles - len(texts)) * cost.target
+    return first + later
+
+
+def passes(loop: Loop, prompt: int, behind: int, repeats: int = 10) -> Passes:
+    """Bare passes of a loop's two models, with `behind` tokens in the cache or a prompt to read."""
+    window = loop.spec.draft_length
+    draft, target = pass_seconds(loop.target, loop.draft, window, behind, repeats)
+    first = [_bare_pass(loop.draft, prompt, 0), _bare_pass(loop.target, prompt + window, 0)]
+    for once in first:
+        once()
+    firsts = [statistics.median(once() for _ in range(3)) for once in first]
+    return Passes(draft, target, *firsts)
 
 
 def pass_seconds(
@@ -221,121 +157,164 @@ def one_token_seconds(
     models: Sequence[LanguageModel], behind: int, repeats: int = 30
 ) -> list[float]:
     """Median seconds of each model's bare pass over one token behind `behind` others, in turn."""
-    passes = [_bare_pass(model, 1, behind) for model in models]
-    rounds = [[once() for once in passes] for _ in range(repeats + 3)][3:]
-    return [statistics.median(times) for times in zip(*rounds, strict=True)]
+    bare = [_bare_pass(model, 1, behind) for model in models]
+    times = [[once() for once in bare] for _ in range(repeats + 3)][3:]
+    return [statistics.median(own) for own in zip(*times, strict=True)]
 
 
 def _bare_pass(model: LanguageModel, width: int, behind: int) -> Callable[[], float]:
     cache = model.new_cache(1, behind + width)
-    model.read(torch.zeros(1, behind, dtype=torch.long, device=model.device), cache, rows=1)
-    ids = torch.zeros(1, width, dtype=torch.long, device=model.device)
+    ids = torch.zeros(1, behind + width, dtype=torch.long, device=model.device)
+    if behind:
+        model.read(ids[:, :behind], cache, rows=1)
 
     def once() -> float:
         cache.lengths = [behind]
         start = time.perf_counter()
-        model.read(ids, cache, rows=width)
-        if model.device.type == "cuda":
-            torch.cuda.synchronize()
+        # The draft needs the last row only, and so does whoever reads a prompt for it.
+        model.read(ids[:, behind:], cache, rows=width if behind else 1)
+        synchronize(model.device)
         return time.perf_counter() - start
 
     return once
 
 
-def sandbox_prompts(model: LanguageModel, count: int) -> list[list[int]]:
-    """Validation questions of the sandbox's domains in turn, in the model's chat template."""
-    from judgelib.tasks import load_task
-    from judgelib.tasks.base import prompt_ids
-
-    tasks = [load_task(f"sandbox-{domain}") for domain in ("math", "code", "facts")]
-    each = [task.questions("validation", -(-count // len(tasks))) for task in tasks]
-    turns = [question for turn in zip(*each, strict=True) for question in turn]
-    return [prompt_ids(model.tokenizer, question) for question in turns[:count]]
+def synchronize(device: torch.device) -> None:
+    """Wait until a GPU has done what it was asked to."""
+    if device.type == "cuda":
+        torch.cuda.synchronize()
 
 
-def report(result: dict[str, float]) -> str:
-    """The numbers for a reader, each ratio beside what it compares."""
-    lines = [
-        "transformers generate  {transformers-generate:8.1f} tok/s",
-        "transformers assisted  {transformers-assisted:8.1f} tok/s",
-        "judgelib, one row      {judgelib:8.1f} tok/s  {over_assisted:.2f}x assisted, "
-        "{over_generate:.2f}x generate",
-        "  bound                {bound:8.1f} tok/s  reached {over_bound:.1%}: "
-        "{tokens_per_cycle:.2f} tokens a cycle, "
-        "draft pass {draft_pass_ms:.2f} ms, target pass {target_pass_ms:.2f} ms",
-        "judgelib, batch        {judgelib-batch:8.1f} tok/s  {batch_over_one:.2f}x one row",
-        "cost with length       {late_over_early:8.2f}        "
-        "a cycle near token {late_token:.0f} over one near 40",
+# --- phases ------------------------------------------------------------------------------------
+
+PHASES = ("draft", "verify", "judge", "rest")
+
+
+def phases(loop: Loop, prompts: Prompts) -> dict[str, float]:
+    """Share of the time that each phase takes, in a run of its own: the draft's passes, the
+    target's, the rule's verdict, and the rest (bookkeeping, copies to the host).
+
+    The clock waits for the device at every boundary, so throughput is measured elsewhere.
+    """
+    spent = dict.fromkeys(PHASES, 0.0)
+    start = time.perf_counter()
+    with _clocked(loop, spent):
+        loop.answer(prompts)
+    whole = time.perf_counter() - start
+    spent["rest"] = whole - sum(spent.values())
+    return {name: seconds / whole for name, seconds in spent.items()}
+
+
+@contextmanager
+def _clocked(loop: Loop, spent: dict[str, float]) -> Iterator[None]:
+    """Put a clock around the three phases of a loop."""
+    own = loop.drafter, loop.target, loop.rule
+    clock: Any = _With
+
+    def timed(phase: str, call: Callable[..., Any]) -> Callable[..., Any]:
+        def clocked(*args: Any, **kwargs: Any) -> Any:
+            synchronize(loop.target.device)
+            start = time.perf_counter()
+            result = call(*args, **kwargs)
+            synchronize(loop.target.device)
+            spent[phase] += time.perf_counter() - start
+            return result
+
+        return clocked
+
+    loop.drafter = clock(own[0], propose=timed("draft", own[0].propose))
+    loop.target = clock(own[1], read=timed("verify", own[1].read))
+    loop.rule = clock(own[2], votes=timed("judge", own[2].votes))
+    try:
+        yield
+    finally:
+        loop.drafter, loop.target, loop.rule = own
+
+
+class _With:
+    """An object with some of its methods replaced; else it is the object itself."""
+
+    def __init__(self, original: Any, **methods: Callable[..., Any]) -> None:
+        self._original = original
+        self.__dict__.update(methods)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._original, name)
+
+
+# --- the command -------------------------------------------------------------------------------
+
+
+def usual(window: int, batch: int) -> list[Spec]:
+    """transformers against the loop, at one window; then several texts side by side."""
+    return [
+        Spec(GENERATE, PLAIN),
+        Spec(ASSISTED, draft_length=window),
+        Spec(EAGER, PLAIN),
+        Spec(EAGER, draft_length=window),
+        Spec(COMPILED, draft_length=window),
+        Spec(GENERATE, PLAIN, batch=batch),
+        Spec(EAGER, draft_length=window, batch=batch),
+        Spec(COMPILED, draft_length=window, batch=batch),
     ]
-    return "\n".join(lines).format_map(result)
 
 
-def _brief(result: dict[str, float]) -> str:
-    line = "{judgelib:.0f} tok/s, {over_assisted:.2f}x assisted, {over_bound:.0%} of the bound"
-    return line.format_map(result)
-
-
-def _conditions(arguments: argparse.Namespace) -> dict[str, Any]:
-    return {
-        "target": str(arguments.target),
-        "draft": str(arguments.draft),
-        "window": arguments.window,
-        "tokens": arguments.tokens,
-        "batch": arguments.batch,
-        "repeats": arguments.repeats,
-        "threads": torch.get_num_threads(),
-        "cores": os.cpu_count(),
-        "machine": f"{platform.system()} {platform.machine()}",
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-    }
+def summary(table: pd.DataFrame) -> pd.DataFrame:
+    """Medians over the rounds: tokens per second, the same over the first engine's in the table,
+    the share of the bound that is reached, and tokens per cycle (NaN where unknown)."""
+    speed = table.assign(
+        tokens_per_second=table["tokens"] / table["seconds"],
+        of_bound=table["bound_seconds"] / table["seconds"],
+        tokens_per_cycle=table["tokens"] / table["cycles"].replace(0, float("nan")),
+    )
+    first = speed.groupby("round")["tokens_per_second"].transform("first")
+    speed["times_first"] = speed["tokens_per_second"] / first
+    found = ["tokens_per_second", "times_first", "of_bound", "tokens_per_cycle"]
+    return speed.groupby(list(ROUND), sort=False)[found].median().reset_index()
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m judgelib.timing", description="Measure decoding speed."
     )
-    parser.add_argument("--target", type=Path, default=Path("data/sandbox/target"))
-    parser.add_argument("--draft", type=Path, default=Path("data/sandbox/draft"))
+    parser.add_argument("--target", default="data/sandbox/target")
+    parser.add_argument("--draft", default="data/sandbox/draft")
     parser.add_argument(
-        "--prompts", type=Path, help="a JSON file: a list of prompts, each a list of token ids"
+        "--tasks", default="sandbox-math,sandbox-code,sandbox-facts", help="whose prompts"
     )
     parser.add_argument("--window", type=int, default=8)
     parser.add_argument("--tokens", type=int, default=128, help="new tokens for each prompt")
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--batch", type=int, default=32)
-    parser.add_argument("--count", type=int, default=8, help="how many prompts to use")
+    parser.add_argument("--batch", type=int, default=16)
+    parser.add_argument("--count", type=int, default=9, help="how many prompts to use")
     parser.add_argument("--threads", type=int, help="torch's threads (default: torch's own choice)")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--dtype", default="float32")
+    parser.add_argument("--eager", action="store_true", help="leave the compiled loop out")
     return parser
 
 
-def main(argv: Sequence[str] | None = None, prompts: Iterable[Sequence[int]] | None = None) -> int:
-    """Run the measurement; `prompts` (token ids) stand in for `--prompts`."""
-    arguments = _parser().parse_args(argv)
-    if arguments.threads:
-        torch.set_num_threads(arguments.threads)
-    target, draft = load_pair(
-        arguments.target, arguments.draft, dtype=arguments.dtype, device=arguments.device
-    )
-    if prompts is None and arguments.prompts:
-        prompts = json.loads(arguments.prompts.read_text())
-    chosen = list(prompts or sandbox_prompts(target, arguments.count))[: arguments.count]
-    result = measure(
-        target,
-        draft,
-        chosen,
-        window=arguments.window,
-        tokens=arguments.tokens,
-        repeats=arguments.repeats,
-        batch=arguments.batch,
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Measure the usual engines; the last line is JSON."""
+    options = _parser().parse_args(arguments)
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    pair = Pair(options.target, options.draft, options.dtype, options.device)
+    kit = Kit(pair, {}, tokens=options.tokens)
+    chosen = prompts(kit.models[0], options.tasks.split(","), "validation", options.count)
+    specs = [
+        s for s in usual(options.window, options.batch) if s.engine != COMPILED or not options.eager
+    ]
+    table = rounds(
+        [kit.build(spec) for spec in specs], chosen, repeats=options.repeats,
         progress=lambda line: print(line, file=sys.stderr, flush=True),
-    )
-    print(report(result))
+    )  # fmt: skip
+    found = summary(table)
+    print(found.round(3).to_string(index=False))
+    about = {"cores": os.cpu_count(), "torch": torch.__version__, "hardware": hardware()}
     print(
         json.dumps(
-            {**_conditions(arguments), **{key: round(value, 4) for key, value in result.items()}}
+            {**vars(options), **about, "engines": json.loads(found.to_json(orient="records"))}
         )
     )
     return 0

@@ -93,7 +93,7 @@ HOLDS, FAILS, UNDECIDED = "holds", "fails", "undecided: the interval holds the b
 def test_the_whole_interval_decides(
     bounds: dict[str, float], low: float, high: float, verdict: str
 ) -> None:
-    entry = Declaration("C1", "", "", "", "gain", "", prompts=100, **bounds)
+    entry = Declaration("C1", "", "", "", "gain", "topk, matched", prompts=100, **bounds)
     found = Estimate((low + high) / 2, low, high)
     assert entry.verdict(Measured(found, 100)) == verdict
     assert entry.verdict(None) == claims.NO_SETTING
@@ -102,12 +102,14 @@ def test_the_whole_interval_decides(
 
 
 def test_what_was_not_measured_is_not_judged() -> None:
-    unmeasured, matched = (
-        Declaration("C1", "", "", "", metric, "", at_least=2, prompts=100)
-        for metric in ("unmeasured", "gain")
-    )
-    assert unmeasured.verdict(None) == "not measured"
-    assert matched.verdict(None).startswith("nothing to compare: no setting")
+    def verdict(metric: str, of: str) -> str:
+        return Declaration("C1", "", "", "", metric, of, at_least=2, prompts=100).verdict(None)
+
+    assert verdict("unmeasured", "") == "not measured"
+    for of in ("topk, matched", "judge_mined, matched / deferred, fixed"):
+        assert verdict("gain", of).startswith("nothing to compare: no setting of a rule lost")
+    for of in ("judge_annotated, fixed", "judge_mined, certified", "judge_mined, recall 90%"):
+        assert verdict("gain", of) == "nothing to compare: no such operating point was tried"
 
 
 # --- everything that is measured, by hand --------------------------------------------------------

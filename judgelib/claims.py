@@ -17,7 +17,7 @@ import numpy as np
 import pandas as pd
 import yaml
 
-from judgelib import acceptance
+from judgelib import acceptance, speed
 from judgelib.estimates import Estimate, estimate, paired, quotient
 from judgelib.evaluation import DRAFT
 from judgelib.labelling import load_split, mostly_unimportant
@@ -27,7 +27,8 @@ from judgelib.rulebook import STRICT
 
 DECLARATIONS = Path(__file__).with_name("claims.yaml")
 BOOT = {"resamples": 2000, "seed": 0}
-NOT_MEASURED, EXPLORATORY = "not measured", "exploratory"
+NOT_MEASURED = "not measured: this engine was not installed"
+EXPLORATORY = "exploratory"
 NO_SETTING = "nothing to compare: no setting of a rule lost at most one point in validation"
 NO_POINT = "nothing to compare: no such operating point was tried"
 
@@ -67,7 +68,7 @@ class Declaration:
     def _nothing(self) -> str:
         """Why there is nothing to judge. Only the choice "matched" is made by quality in validation
         and may find no setting; a fixed or certified one can only have been left out."""
-        if self.metric == "unmeasured":
+        if self.metric == "speedup":
             return NOT_MEASURED
         return NO_SETTING if ", matched" in self.of else NO_POINT
 
@@ -221,8 +222,37 @@ def transfer_gap(profile: str, of: str) -> Measured:
     return _gap(*(own[own["variant"] == f"mined on {name}"] for name in (goal, source)))
 
 
-def unmeasured(profile: str, of: str) -> None:
-    """Nothing yet."""
+def speedup(profile: str, of: str) -> Measured | None:
+    """Tokens per second of one engine over another's: "judgelib strict common / vllm plain"."""
+    table, windows = _speed(profile)
+    ours, theirs = (speed.named(table, windows, name) for name in of.split(" / "))
+    if ours is None or theirs is None:
+        return None
+    return Measured(speed.ratio(table, ours, theirs), _asked(table, ours))
+
+
+def bound_share(profile: str, of: str) -> Measured | None:
+    """The share of its bound that an engine reaches."""
+    table, windows = _speed(profile)
+    spec = speed.named(table, windows, of)
+    return None if spec is None else Measured(speed.of_bound(table, spec), _asked(table, spec))
+
+
+def judge_share(profile: str, of: str) -> Measured:
+    """The largest share of a loop's time that its rule takes: "judgelib-compiled"."""
+    shares = load_table("speed_phases", profile)
+    own = shares[(shares["engine"] == of) & (shares["phase"] == "judge")]
+    judged = float(own[own["rule"] != STRICT]["share"].max())
+    return Measured(Estimate(judged, judged, judged), _asked(_speed(profile)[0]))
+
+
+def _speed(profile: str) -> tuple[pd.DataFrame, pd.DataFrame]:
+    return load_table("speed", profile), load_table("speed_windows", profile)
+
+
+def _asked(table: pd.DataFrame, spec: speed.Spec | None = None) -> int:
+    """How many prompts every round answered."""
+    return int((table if spec is None else speed.rows_of(table, spec))["prompts"].max())
 
 
 def _gap(ours: pd.DataFrame, theirs: pd.DataFrame) -> Measured:
@@ -281,7 +311,7 @@ METRICS: dict[str, Callable[[str, str], Measured | None]] = {
     function.__name__: function
     for function in (
         accepted_minus_draft, right_minus_draft, head_claim, unimportant, gain, against, change,
-        above_draft, left_out, probe_gap, transfer_gap, unmeasured,
+        above_draft, left_out, probe_gap, transfer_gap, speedup, bound_share, judge_share,
     )
 }  # fmt: skip
 

@@ -16,7 +16,8 @@ import itertools
 import shutil
 import types
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -61,6 +62,7 @@ class CompiledModel(LanguageModel):
                 "compiling for a CPU needs a C++ compiler (g++ or clang++), and none was found; "
                 "install one, or use the model as it is"
             )
+        self._listened = False
         self._passes: dict[tuple[bool, bool], Pass] = {}
         self._replays: dict[tuple[int, ...], _Replay] = {}
         self._shapes: list[tuple[int, int]] = []  # a layer: key-value heads, and their width
@@ -109,11 +111,23 @@ class CompiledModel(LanguageModel):
             inputs["attention_mask"] = self._causal_mask(0, ids.shape[1])
         return inputs
 
+    @contextmanager
+    def _listening(self, spots: Sequence[str]) -> Iterator[dict[str, Tensor]]:
+        """States inside the model are heard in plain passes: a graph knows nothing of hooks."""
+        self._listened = True
+        try:
+            with super()._listening(spots) as heard:
+                yield heard
+        finally:
+            self._listened = False
+
     def _forward(self, inputs: dict[str, Any], rows: int) -> tuple[Tensor, Tensor]:
         ids, mask, cache = (
             inputs[name] for name in ("input_ids", "attention_mask", "past_key_values")
         )
-        if mask is None or ids.shape[1] > WIDEST:
+        # A token that sees only itself: torch keeps no length of 1 open.
+        alone = mask is not None and mask.shape[3] == 1
+        if self._listened or mask is None or alone or ids.shape[1] > WIDEST:
             return super()._forward(inputs, rows)
         places = inputs["position_ids"]
         slots = places if cache._slots is None else cache._slots[1]
@@ -135,7 +149,7 @@ class CompiledModel(LanguageModel):
             return self._passes[kind](*inputs, buffers)
         key = (*ids.shape, mask.shape[3], buffers[0][0].data_ptr())
         if key not in self._replays:
-            self._replays[key] = _Replay(self._passes[kind], inputs, buffers)
+            self._replays[key] = _Replay(kind, self._passes[kind], inputs, buffers)
         return self._replays[key](inputs)
 
 
@@ -168,8 +182,11 @@ class _Replay:
     Not run so far: there was no GPU where this was written.
     """
 
-    def __init__(self, run: Pass, inputs: tuple[Tensor, ...], buffers: Buffers) -> None:
-        self.inputs = [tensor.clone() for tensor in inputs]
+    def __init__(
+        self, kind: tuple[bool, bool], run: Pass, inputs: tuple[Tensor, ...], buffers: Buffers
+    ) -> None:
+        self.inputs = tuple(tensor.clone() for tensor in inputs)
+        _mark_lengths(kind, self.inputs, buffers)  # a clone is not marked as its original is
         side = torch.cuda.Stream()
         side.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(

@@ -150,6 +150,11 @@ class Row:
         return self.tokens / self.seconds
 
     @property
+    def bound_seconds(self) -> float:
+        """What the bare passes alone would have taken."""
+        return self.cycles * self.passes["passes_ms"] / 1e3
+
+    @property
     def reached(self) -> float:
         """Share of the ceiling; the ceiling counts the cycles of this very run."""
         return self.tokens_per_second / self.ceiling.tokens_per_second
@@ -200,7 +205,10 @@ class Benchmark:
         tokens, cycles, seconds = self._median({PLAIN: once})[PLAIN]
         one, _ = timing.one_token_seconds([self.target, self.draft], self._behind, repeats=5)
         top = ceiling(self.setup)
-        passes = {"target_pass_ms": 1e3 * one, "target_floor_ms": 1e3 * top.cycle_seconds}
+        floor = 1e3 * top.cycle_seconds
+        passes = {
+            "target_pass_ms": 1e3 * one, "target_floor_ms": floor, "passes_ms": 1e3 * one,
+        }  # fmt: skip
         return Row(PLAIN, "plain", 0.0, 0, tokens, cycles, seconds, top, passes)
 
     def _speculative(self, pattern: Pattern, window: int) -> Iterator[Row]:
@@ -447,13 +455,14 @@ def report(bench: Benchmark, rows: Sequence[Row]) -> str:
 
 
 def table(bench: Benchmark, rows: Sequence[Row]) -> pd.DataFrame:
-    """The rows as the table `speed`."""
+    """The rows as the table `speed`; its one round is the median one."""
     setup = bench.setup
     hardware = f"{setup.machine.name}, {setup.target_dtype}, random weights, replayed acceptance"
     return pd.DataFrame([
         {"engine": row.engine, "rule": row.rule, "setting": row.setting,
-         "draft_length": row.window, "hardware": hardware, "prompts": bench.options.prompts,
-         "tokens": row.tokens, "cycles": row.cycles, "seconds": row.seconds}
+         "draft_length": row.window, "surety": 0.0, "batch": 1, "round": 0, "hardware": hardware,
+         "prompts": bench.options.prompts, "tokens": row.tokens, "cycles": row.cycles,
+         "seconds": row.seconds, "bound_seconds": row.bound_seconds}
         for row in rows
     ])  # fmt: skip
 

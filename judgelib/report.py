@@ -16,7 +16,7 @@ from typing import Any
 
 import pandas as pd
 
-from judgelib import acceptance, figures, frontier, labelling, quality
+from judgelib import acceptance, figures, frontier, labelling, quality, speed, timing_figures
 from judgelib.figures import RULES
 from judgelib.results import load_manifest, load_table, project_root, write_files
 
@@ -150,6 +150,39 @@ def matched_quality(profile: str) -> str:
     return markdown(pd.DataFrame(rows)) + note
 
 
+def engines(profile: str) -> str:
+    """Every engine on the same prompts, one text at a time, then several side by side."""
+    table = load_table("speed", profile)
+    found = speed.speeds(table)
+    rows = [
+        {
+            "engine": timing_figures.row_name(row),
+            "texts side by side": row.batch,
+            "tokens per second": f"{row.tokens_per_second:,.0f}",
+            "tokens per cycle": ""
+            if pd.isna(row.tokens_per_cycle)
+            else f"{row.tokens_per_cycle:.2f}",
+            "of its bound": "" if pd.isna(row.of_bound) else f"{row.of_bound:.0%}",
+        }
+        for row in records(found)
+    ]
+    note = (
+        f"\n\n{table['prompts'].max()} test prompts, greedy, on {table['hardware'].iloc[0]}; "
+        f"medians of {table['round'].nunique()} rounds in which every engine answers in turn."
+    )
+    return markdown(pd.DataFrame(rows)) + note
+
+
+def speedups(profile: str) -> str:
+    """The comparisons of C5, as ratios within a round."""
+    found = speed.verdicts(load_table("speed", profile), load_table("speed_windows", profile))
+    rows = [
+        {"comparison": row.comparison, "times": _span(row.times, row.low, row.high, ".2f")}
+        for row in records(found)
+    ]
+    return markdown(pd.DataFrame(rows))
+
+
 def claims(profile: str) -> str:
     """Every declared claim with what was measured."""
     table = load_table("claims", profile)
@@ -169,6 +202,8 @@ BLOCKS: dict[str, Callable[[str], str]] = {
         thresholds,
         headline,
         matched_quality,
+        engines,
+        speedups,
         claims,
     )
 }

@@ -99,6 +99,11 @@ def sweep(
     return _measured(made, specs, prompts, repeats=repeats, progress=progress)
 
 
+def loops(*, vllm: bool = False) -> tuple[str, ...]:
+    """The engines whose windows are chosen."""
+    return (EAGER, COMPILED, VLLM) if vllm and has_vllm() else (EAGER, COMPILED)
+
+
 def best_windows(table: pd.DataFrame) -> dict[tuple[str, str], int]:
     """(engine, rule) -> the window with the most tokens per second."""
     found = speeds(table)
@@ -116,7 +121,7 @@ def lineup(
     """All engines of one comparison.
 
     Args:
-        best: of `best_windows`; engines that are not in it take judgelib's.
+        best: of `best_windows`; vLLM, where it was not tried, takes the compiled loop's.
         threshold: of the judge.
         common: the window at which strict verification is compared with transformers'.
         batch: texts side by side in the second half.
@@ -124,7 +129,7 @@ def lineup(
     """
 
     def window(engine: str, rule: str) -> int:
-        return best.get((engine, rule), best[EAGER, rule])
+        return best.get((engine, rule), best[COMPILED, rule])
 
     def rules(engine: str, side_by_side: int) -> list[Spec]:
         judged = window(engine, JUDGE)
@@ -223,6 +228,74 @@ def rows_of(table: pd.DataFrame, spec: Spec) -> pd.DataFrame:
     return table[mine]
 
 
+def named(table: pd.DataFrame, windows: pd.DataFrame, name: str) -> Spec | None:
+    """The engine that "judgelib strict" means, one text at a time; None if it is not in the table.
+
+    Args:
+        table: of `side_by_side`.
+        windows: of `sweep`, whose best window is meant where a rule was timed with several.
+        name: engine and rule; "judgelib strict common" has the window of transformers' assisted
+            generation, "judgelib strict adaptive" adaptive windows.
+    """
+    engine, rule, *which = name.split()
+    own = table[(table["batch"] == 1) & (table["engine"] == engine) & (table["rule"] == rule)]
+    own = own[(own["surety"] > 0) == (which == ["adaptive"])]
+    if own.empty:
+        return None
+    window = int(own["draft_length"].iloc[-1])
+    if which == ["common"]:
+        window = int(table[table["engine"] == ASSISTED]["draft_length"].iloc[0])
+    elif not which:
+        window = best_windows(windows).get((engine, rule), window)
+    row = own.iloc[0]
+    return Spec(engine, rule, float(row["setting"]), window, float(row["surety"]))
+
+
+# --- verdicts ----------------------------------------------------------------------------------
+
+COMPARISONS = {
+    "the judge over strict verification, compiled": (f"{COMPILED} {JUDGE}", f"{COMPILED} strict"),
+    "the judge over plain decoding, compiled": (f"{COMPILED} {JUDGE}", f"{COMPILED} plain"),
+    "the judge over strict verification, vLLM": (f"{VLLM} {JUDGE}", f"{VLLM} strict"),
+    "the judge over plain decoding, vLLM": (f"{VLLM} {JUDGE}", f"{VLLM} plain"),
+    "the loop over assisted generation, strict": (f"{EAGER} strict common", f"{ASSISTED} strict"),
+    "compiled over eager, strict": (f"{COMPILED} strict common", f"{EAGER} strict common"),
+    "strict with adaptive windows over fixed, compiled": (
+        f"{COMPILED} strict adaptive", f"{COMPILED} strict",
+    ),
+}  # fmt: skip
+"""What is compared in words, and as `named` has it."""
+
+
+def verdicts(table: pd.DataFrame, windows: pd.DataFrame) -> pd.DataFrame:
+    """Columns comparison, times, low, high: of `COMPARISONS` those whose engines were there."""
+    rows = []
+    for words, names in COMPARISONS.items():
+        ours, theirs = (named(table, windows, name) for name in names)
+        if ours and theirs:
+            found = ratio(table, ours, theirs)
+            rows.append({"comparison": words, "times": found.value, "low": found.low,
+                         "high": found.high})  # fmt: skip
+    return pd.DataFrame(rows)
+
+
+def order(table: pd.DataFrame, windows: pd.DataFrame) -> list[str]:
+    """The orders that any machine should show: with the judge the compiled loop is faster than with
+    strict verification, and with that faster than plain decoding."""
+    names = {JUDGE: "the judge", STRICT: "strict verification", PLAIN: "plain decoding"}
+    sentences = []
+    for ours, theirs in ((JUDGE, STRICT), (STRICT, PLAIN)):
+        verdict = "is" if _faster(table, windows, ours, theirs) else "is not"
+        sentences.append(f"{names[ours]} {verdict} faster than {names[theirs]}")
+    return sentences
+
+
+def _faster(table: pd.DataFrame, windows: pd.DataFrame, ours: str, theirs: str) -> bool:
+    first, second = (named(table, windows, f"{COMPILED} {rule}") for rule in (ours, theirs))
+    assert first is not None and second is not None
+    return ratio(table, first, second).value > 1
+
+
 # --- where the time goes -----------------------------------------------------------------------
 
 
@@ -254,7 +327,8 @@ def predicted(made: Kit, table: pd.DataFrame, prompts: Prompts) -> pd.DataFrame:
     Returns:
         engine, rule, draft_length, and tokens per second: predicted, measured, low, high.
     """
-    found: list[Any] = list(speeds(table).itertuples())
+    loops = table[table["engine"].isin([EAGER, COMPILED])]
+    found: list[Any] = list(speeds(loops).itertuples())
     longest = {(row.engine, row.rule): row for row in sorted(found, key=lambda r: r.draft_length)}
     patterns = {key: _recorded(made, _spec(row), prompts) for key, row in longest.items()}
     return pd.DataFrame(

@@ -124,7 +124,7 @@ def bound_seconds(loop: Loop, prompts: Prompts) -> float:
     return first + later
 
 
-def passes(loop: Loop, prompt: int, behind: int, repeats: int = 10) -> Passes:
+def passes(loop: Loop, prompt: int, behind: int, repeats: int = 5) -> Passes:
     """Bare passes of a loop's two models, with `behind` tokens in the cache or a prompt to read."""
     window = loop.spec.draft_length
     draft, target = pass_seconds(loop.target, loop.draft, window, behind, repeats)
@@ -163,6 +163,8 @@ def one_token_seconds(
 
 
 def _bare_pass(model: LanguageModel, width: int, behind: int) -> Callable[[], float]:
+    width = min(width, model.context)
+    behind = min(behind, model.context - width)  # some models have no positions beyond
     cache = model.new_cache(1, behind + width)
     ids = torch.zeros(1, behind + width, dtype=torch.long, device=model.device)
     if behind:

@@ -2,13 +2,32 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import checks
 import pytest
+import tiny
 import torch
 
-from judgelib.decoding import autoregress, speculate
-from judgelib.drafting import Drafter, ModelDrafter, PromptLookupDrafter, Request, TextDrafter
-from judgelib.rules import Match
+from judgelib.decoding import (
+    Generation,
+    Job,
+    autoregress,
+    speculate,
+    speculate_batch,
+    speculate_stream,
+)
+from judgelib.drafting import (
+    Drafter,
+    ModelDrafter,
+    NoDrafter,
+    PromptLookupDrafter,
+    Request,
+    TextDrafter,
+)
+from judgelib.models import LanguageModel
+from judgelib.rules import Match, Ratio, Rule, SpeculativeSampling, TopK
 from judgelib.sampling import Sampling
 
 
@@ -146,3 +165,104 @@ def test_bad_input_is_named() -> None:
         TextDrafter([[5]]).start([[3], [4]], request())
     with pytest.raises(ValueError, match="text 0 holds an id outside the target's 48 ids"):
         TextDrafter([[48]]).start([[3]], request())
+
+
+# --- no drafts, and drafts that end where the draft is unsure --------------------------------
+
+
+def test_without_drafts_every_cycle_is_one_token(pair: checks.Pair) -> None:
+    """The loop is then plain greedy decoding, alone and in a batch whose rows end by turns."""
+    truths = checks.oracles(pair[0])
+    options: dict[str, Any] = {"window": 1, "max_new_tokens": checks.TOKENS}
+    together = speculate_batch(pair[0], NoDrafter(), Match(), checks.PROMPTS, **options)
+    for prompt, made, truth in zip(checks.PROMPTS, together, truths, strict=True):
+        assert (made.ids, made.finish_reason) == (truth.ids, truth.finish_reason)
+        assert [(c.drafted, c.accepted, c.added) for c in made.cycles] == [
+            (0, 0, token) for token in truth.ids
+        ]
+        assert speculate(pair[0], NoDrafter(), Match(), prompt, **options) == made
+    assert len({len(truth.ids) for truth in truths}) > 1  # else no row ended early
+
+
+def test_no_drafter_serves_a_stream(pair: checks.Pair) -> None:
+    prompts, made = list(checks.PROMPTS[:3]), []
+
+    def feed(ended: Mapping[int, Generation]) -> dict[int, Job]:
+        made.extend(ended.values())
+        return {0: Job(prompts.pop(0), 7)} if prompts else {}
+
+    speculate_stream(pair[0], NoDrafter(), Match(), feed, longest=40)
+    assert [text.ids for text in made] == [one.ids[:7] for one in checks.oracles(pair[0])[:3]]
+
+
+SURE = [0.2, 0.5, 0.9]
+
+
+@pytest.mark.parametrize("surety", SURE)
+def test_strict_text_is_the_same_for_any_surety(pair: checks.Pair, surety: float) -> None:
+    drafter = ModelDrafter(pair[1], surety=surety)
+    options: dict[str, Any] = {"window": 6, "max_new_tokens": checks.TOKENS}
+    made = speculate_batch(pair[0], drafter, Match(), checks.PROMPTS, **options)
+    assert [one.ids for one in made] == [one.ids for one in checks.oracles(pair[0])]
+
+
+def test_a_draft_ends_behind_the_first_token_it_is_not_sure_of(pair: checks.Pair) -> None:
+    """Against the probabilities of the whole text, read at once."""
+    lengths = set()
+    for prompt in checks.PROMPTS:
+        full = autoregress(pair[1], prompt, max_new_tokens=6, eos_ids=()).ids
+        sure = likelihoods(pair[1], prompt, full)
+        for surety in SURE:
+            expected = next((n for n, own in enumerate(sure, 1) if own < surety), 6)
+            drafter = ModelDrafter(pair[1], surety=surety)
+            drafter.start([prompt], request(window=6))
+            assert proposals(drafter, 6) == [full[:expected]]
+            assert proposals_again(drafter, full[:expected]) <= 2  # and never more than asked
+            lengths.add(expected)
+    assert {1, 6} < lengths
+
+
+@torch.inference_mode()
+def likelihoods(model: LanguageModel, prompt: list[int], text: list[int]) -> list[float]:
+    """After each token: the probability of all so far."""
+    logits = model.model(torch.tensor([prompt + text])).logits[0, len(prompt) - 1 : -1]
+    own = logits.softmax(-1)[range(len(text)), text]
+    return [float(value) for value in own.cumprod(0)]
+
+
+def proposals_again(drafter: ModelDrafter, accepted: list[int]) -> int:
+    """How many tokens a request for two gets in the next cycle."""
+    drafter.commit([[*accepted, 17]], [len(accepted)])
+    return len(proposals(drafter, 2)[0])
+
+
+@pytest.mark.parametrize("rule", [Match(), Match() | TopK(3), Ratio(0.05)], ids=repr)
+def test_unsure_rows_in_a_batch_come_out_as_alone(pair: checks.Pair, rule: Rule) -> None:
+    """Ids and cycles: a row's window ends by its own doubts, whatever its neighbours draft."""
+    prompts = tiny.prompts(7, seed=5)
+    options: dict[str, Any] = {"window": 6, "max_new_tokens": 25}
+    drafter = ModelDrafter(pair[1], surety=0.5)
+    together = speculate_batch(pair[0], drafter, rule, prompts, **options)
+    assert together == [speculate(pair[0], drafter, rule, prompt, **options) for prompt in prompts]
+    drafted = [cycle.drafted for one in together for cycle in one.cycles[:-1]]
+    assert max(drafted) <= 6 and len(set(drafted)) > 3
+    whole = speculate_batch(pair[0], ModelDrafter(pair[1]), rule, prompts, **options)
+    assert sum(one.drafted for one in together) < sum(one.drafted for one in whole)
+
+
+def test_unsure_drafts_sample_exactly_and_alike(pair: checks.Pair) -> None:
+    """The draws of a row are its own, however long the windows."""
+    prompts = tiny.prompts(4, seed=6)
+    options: dict[str, Any] = {"window": 5, "max_new_tokens": 16, "temperature": 0.9}
+    drafter, rule = ModelDrafter(pair[1], surety=0.4), SpeculativeSampling()
+    together = speculate_batch(
+        pair[0], drafter, rule, prompts, generators=tiny.generators(4), **options
+    )
+    for prompt, made, generator in zip(prompts, together, tiny.generators(4), strict=True):
+        assert made == speculate(pair[0], drafter, rule, prompt, generator=generator, **options)
+
+
+@pytest.mark.parametrize("surety", [-0.1, 1.0, 2, float("nan")])
+def test_surety_is_a_probability(pair: checks.Pair, surety: float) -> None:
+    with pytest.raises(ValueError, match=r"surety is a probability in \[0, 1\), got"):
+        ModelDrafter(pair[1], surety=surety)

@@ -83,7 +83,7 @@ def test_a_missing_key_is_named() -> None:
 
 
 def test_an_unknown_profile_lists_the_known_ones() -> None:
-    with pytest.raises(ValueError, match="no profile 'sandbx'; expected one of sandbox"):
+    with pytest.raises(ValueError, match="no profile 'sandbx'; expected one of llama-1b-8b"):
         profiles.load_profile("sandbx")
     with pytest.raises(ValueError, match="no profile"):
         profiles.load_profile("../profiles/sandbox")

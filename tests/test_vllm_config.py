@@ -16,7 +16,7 @@ from torch import Tensor
 from judgelib.head import JudgeHead
 from judgelib.head_config import HeadConfig, ModelRecord
 from judgelib.integrations import vllm as plugin
-from judgelib.integrations.vllm.approval import LIFTED, Approver, Rows, lift, real_tokens
+from judgelib.integrations.vllm.approval import LIFTED, Approver, Rows, contested, lift, real_tokens
 from judgelib.integrations.vllm.compatibility import check
 from judgelib.integrations.vllm.config import RULES, JudgeConfig
 from judgelib.integrations.vllm.counting import kept_rows, owners_of
@@ -152,13 +152,16 @@ def vllm_config(**changes: Any) -> Any:
         logprobs_mode=changes.pop("logprobs_mode", "raw_logprobs"),
     )
     method = changes.pop("method", "standard")
-    pipeline = changes.pop("pipeline", 1)
+    parallel = SimpleNamespace(
+        tensor_parallel_size=changes.pop("tensor", 1),
+        pipeline_parallel_size=changes.pop("pipeline", 1),
+    )
     made = {
         "model_config": model,
         "speculative_config": SimpleNamespace(rejection_sample_method=method),
         "lora_config": None,
         "use_v2_model_runner": False,
-        "parallel_config": SimpleNamespace(pipeline_parallel_size=pipeline),
+        "parallel_config": parallel,
     }
     return SimpleNamespace(**{**made, **changes})
 
@@ -184,6 +187,7 @@ def test_the_tested_engine_passes() -> None:
         ({"model": "/models/other"}, "another name"),
         ({"architecture": "Qwen3ForCausalLM"}, "another architecture"),
         ({"use_v2_model_runner": True}, "V2 model runner"),
+        ({"tensor": 2}, "tensor parallelism"),
         ({"pipeline": 2}, "pipeline parallelism"),
     ],
 )
@@ -328,6 +332,15 @@ def test_lifting_makes_a_token_certain_and_leaves_the_others_alone() -> None:
     assert torch.equal(lifted[1], before[1])
     assert (lifted != before).sum() == 2
     assert math.isfinite(float(torch.tensor(LIFTED) / 0.01))
+
+
+def test_a_forced_token_is_known_by_its_logit() -> None:
+    rows = a_step(3)
+    rows.target_logits[1, 4] = 1e9
+    rows.draft_ids[2] = rows.target_logits[2].argmax()
+    free, mismatch = contested(rows.target_logits, rows.draft_ids)
+    assert free.tolist() == [True, False, True]
+    assert not mismatch[2]
 
 
 def test_padded_drafts_are_no_tokens() -> None:

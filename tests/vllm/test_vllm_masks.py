@@ -46,6 +46,7 @@ class Harness:
         current_platform.register_triton_kernel_overrides()  # as a worker does
         self.chance = random.Random(seed)
         self.noise = torch.Generator().manual_seed(seed)
+        self.forced: int | None = None
         self.untouched = RejectionSampler(Sampler())
         self.runner = SimpleNamespace(
             rejection_sampler=RejectionSampler(Sampler()),
@@ -57,8 +58,22 @@ class Harness:
             },
             execute_model_state=None,
         )
+        self._force()
         V1Judge(self.runner, accept_all(), None).attach()
         self._listen()
+
+    def _force(self) -> None:
+        """As a thinking budget does, behind all masks."""
+        sampler = self.runner.rejection_sampler
+        process = sampler.apply_logits_processors
+
+        def forcing(*given: Any) -> Tensor:
+            logits: Tensor = process(*given)
+            if self.forced is not None:
+                logits[:, self.forced] = 1e9
+            return logits
+
+        sampler.apply_logits_processors = forcing
 
     def _listen(self) -> None:
         """Keep the logits as the acceptance will see them."""
@@ -221,3 +236,19 @@ def test_the_first_masked_token_ends_a_window() -> None:
             assert int((sampled[number] != -1).sum()) - 1 == clear
             assert sampled[number, :clear].tolist() == ids[start : start + clear].tolist()
             start += length
+
+
+def test_a_forced_token_stands_against_the_judge() -> None:
+    """vLLM ends an exhausted thinking budget by a logit of 1e9 and masks nothing else."""
+    harness = Harness(seed=5)
+    step = harness.step()
+    step.sampling.all_greedy, step.sampling.temperature = True, None
+    step.sampling.top_k = step.sampling.top_p = None
+    harness.forced = 7
+    sampled = harness.judge(step)
+    drafts, start = step.drafts.draft_token_ids.tolist(), 0
+    for number, length in enumerate(step.drafts.num_draft_tokens):
+        if length:
+            assert sampled[number, 0] == 7
+            assert (sampled[number, 1] == -1) == (drafts[start] != 7)
+        start += length

@@ -14,6 +14,7 @@ from conftest import HEAD, WINDOW, accepted, engine_arguments, generate, greedy,
 from judgelib.models import LanguageModel
 
 Family = tuple[LanguageModel, LanguageModel]
+EOS = 3
 ALL = 0.0  # a threshold at which the judge accepts everything
 
 
@@ -55,7 +56,7 @@ def test_a_wrong_wish_is_refused_and_harms_nobody(
 def test_bad_words_are_never_accepted(judging: Any, prompts: list[list[int]]) -> None:
     tokenizer = judging.get_tokenizer()
     free = generate(judging, prompts[:12], greedy(100, judge=ALL))
-    common = {token for one in free for token in one.token_ids} - {3}
+    common = {token for one in free for token in one.token_ids} - {EOS}
     words = sorted({tokenizer.decode([token]).strip() for token in common} - {""})[:40]
     words = [word for word in words if word.isalpha()]
     assert any(word in one.text for word in words for one in free)
@@ -127,7 +128,7 @@ def test_stop_ids_at_every_offset_of_a_window(
     wish: float | None, judging: Any, prompts: list[list[int]]
 ) -> None:
     whole = ids_of(generate(judging, prompts[:1], greedy(60, judge=wish)))[0]
-    firsts = [at for at, token in enumerate(whole) if token not in whole[:at]][:30]
+    firsts = [at for at, token in enumerate(whole) if token not in (EOS, *whole[:at])][:30]
     params = [greedy(60, judge=wish, stop_token_ids=[whole[at]]) for at in firsts]
     done = generate(judging, [prompts[0]] * len(firsts), params)
     assert len({at % (WINDOW + 1) for at in firsts}) > 10
@@ -144,7 +145,7 @@ def test_eos_at_every_offset_of_a_window(judging: Any, prompts: list[list[int]])
     offsets = set()
     for one in ended:
         ids = list(one.token_ids)
-        assert ids.index(3) == len(ids) - 1 == len(one.logprobs) - 1
+        assert ids.index(EOS) == len(ids) - 1 == len(one.logprobs) - 1
         offsets.add((sum(accepted(one)[:-1]) + len(accepted(one)) - len(ids)) % (WINDOW + 1))
     assert len(offsets) >= 10
 

@@ -25,6 +25,10 @@ LIFTED = 1e30
 """An approved token's logit: above all others, and finite in float32 at vLLM's lowest temperature
 (1e-2), so that the softmax is certain of it and not NaN."""
 
+FORCED = 1e6
+"""No model's logit is that large. vLLM forces a token (the end of an exhausted thinking budget) by
+a logit of 1e9, which stands against any judge."""
+
 
 @dataclass
 class Rows(Window):
@@ -123,6 +127,17 @@ def real_tokens(draft_ids: Tensor, vocabulary: int) -> tuple[Tensor, Tensor]:
     """
     ids = draft_ids.long().clamp(0, vocabulary - 1)
     return ids, ids == draft_ids
+
+
+def contested(logits: Tensor, draft_ids: Tensor) -> tuple[Tensor, Tensor]:
+    """(N,) False where vLLM forces a token, and (N,) True where the draft's is not the target's
+    likeliest.
+
+    >>> contested(torch.tensor([[1.0, 2.0], [1.0, 1e9]]), torch.tensor([0, 0]))
+    (tensor([ True, False]), tensor([True, True]))
+    """
+    best = logits.max(1).values
+    return best < FORCED, logits.gather(1, draft_ids[:, None]).squeeze(1) < best
 
 
 def lift(logits: Tensor, draft_ids: Tensor, approved: Tensor) -> Tensor:

@@ -105,6 +105,8 @@ def _untested(vllm_config: Any, version: str) -> list[str]:
     if vllm_config.use_v2_model_runner:
         found.append("the V2 model runner (VLLM_USE_V2_MODEL_RUNNER=0 selects V1)")
     parallel = vllm_config.parallel_config
+    if parallel.tensor_parallel_size > 1:
+        found.append("tensor parallelism")
     if parallel.pipeline_parallel_size > 1:
         found.append("pipeline parallelism")
     return found

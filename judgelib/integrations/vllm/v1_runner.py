@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from judgelib.integrations.vllm.approval import Approver, Rows, lift, real_tokens
+from judgelib.integrations.vllm.approval import Approver, Rows, contested, lift, real_tokens
 from judgelib.integrations.vllm.config import KEY
 from judgelib.integrations.vllm.counting import JudgedTokens, kept_rows, owners_of
 
@@ -80,10 +80,10 @@ class V1Judge:
         owners = owners_of(ends, len(logits))
         ids, real = real_tokens(drafts.draft_token_ids, logits.shape[1])
         rows = self._judged_rows(ids, logits, sampling, drafts, owners)
-        approved = self.approver.approve(rows, owners, dials) & real
+        free, mismatch = contested(logits, ids)
+        approved = self.approver.approve(rows, owners, dials) & real & free
         approved = self._agreed(approved & _within(logits, ids, sampling, ends))
-        chosen = logits.gather(1, ids[:, None]).squeeze(1)
-        self._step = _Step(approved & (chosen < logits.max(1).values), ends)
+        self._step = _Step(approved & mismatch, ends)
         return lift(logits, ids, approved)
 
     def _dials(self, requests: int) -> list[float | None]:

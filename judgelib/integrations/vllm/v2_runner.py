@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from judgelib.integrations.vllm.approval import Approver, Rows, lift, real_tokens
+from judgelib.integrations.vllm.approval import Approver, Rows, contested, lift, real_tokens
 from judgelib.integrations.vllm.config import KEY
 from judgelib.integrations.vllm.counting import JudgedTokens, owners_of
 
@@ -98,10 +98,10 @@ class V2Judge:
         made = processed.float() if processed is not logits else logits.to(torch.float32, copy=True)
         ids, real = real_tokens(_drafted(chunk), made.shape[1])
         rows = Rows(ids, made, hidden=_behind(hidden, chunk))
-        approved = self.approver.approve(rows, owners_of(chunk.ends, len(made)), dials) & real
-        approved = self._agreed(approved)
-        chosen = made.gather(1, ids[:, None]).squeeze(1)
-        self._judged = approved & (chosen < made.max(1).values)
+        free, mismatch = contested(made, ids)
+        approved = self.approver.approve(rows, owners_of(chunk.ends, len(made)), dials)
+        approved = self._agreed(approved & real & free)
+        self._judged = approved & mismatch
         return lift(made, ids, approved)
 
     def _agreed(self, approved: Tensor) -> Tensor:

@@ -1,0 +1,284 @@
+"""Engines: all do the same work, and say the same of it."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import threading
+from collections.abc import Sequence
+from dataclasses import replace
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+import checks
+import pytest
+import tiny
+import torch
+
+from judgelib import engines
+from judgelib.compiled import CompiledModel
+from judgelib.decoding import autoregress
+from judgelib.engines import (
+    ASSISTED,
+    COMPILED,
+    EAGER,
+    ENSEMBLE,
+    GENERATE,
+    PLAIN,
+    VLLM,
+    Engine,
+    Kit,
+    Loop,
+    Made,
+    Remote,
+    Spec,
+    Transformers,
+    batches,
+    judge_config,
+    vllm_options,
+)
+from judgelib.evaluation import Pair
+from judgelib.head import JudgeHead
+from judgelib.head_config import HeadConfig, ModelRecord
+from judgelib.integrations.vllm.config import JudgeConfig
+
+TOKENS = 26
+PROMPTS = checks.PROMPTS
+
+
+@pytest.fixture(scope="module")
+def kit(tmp_path_factory: pytest.TempPathFactory) -> Kit:
+    """A pair on disk, and a head that keeps everything."""
+    folder = tmp_path_factory.mktemp("engines")
+    target = tiny.language_model()
+    for model, name in ((target, "target"), (tiny.disturbed(target), "draft")):
+        model.model.save_pretrained(folder / name)
+        model.tokenizer.save_pretrained(folder / name)
+    pair = Pair(f"{folder}/target", f"{folder}/draft")
+    made = Kit(pair, {"all": folder / "head"}, tokens=TOKENS)
+    config = HeadConfig(target=ModelRecord.of(made.models[0]))
+    weight = torch.zeros(target.hidden_size)
+    JudgeHead.from_linear(config, weight=weight, bias=50.0).save_pretrained(folder / "head")
+    return made
+
+
+STRICT = [
+    Spec(GENERATE, PLAIN),
+    Spec(GENERATE, PLAIN, batch=3),
+    Spec(ASSISTED, draft_length=4),
+    Spec(EAGER, PLAIN),
+    Spec(EAGER, PLAIN, batch=3),
+    Spec(EAGER, draft_length=4),
+    Spec(EAGER, draft_length=4, surety=0.5),
+    Spec(EAGER, draft_length=4, batch=3),
+]
+
+
+def truth(kit: Kit) -> list[list[int]]:
+    target = kit.models[0]
+    return [autoregress(target, prompt, max_new_tokens=TOKENS).ids for prompt in PROMPTS]
+
+
+@pytest.mark.parametrize("spec", STRICT, ids=str)
+def test_lossless_engines_make_as_many_tokens(kit: Kit, spec: Spec) -> None:
+    """Some texts end early, alone and in batches; speeds are comparable for the same work only."""
+    lengths = list(map(len, truth(kit)))
+    assert len(set(lengths)) > 1
+    made = kit.build(spec).answer(PROMPTS)
+    assert made.tokens == sum(lengths) and made.seconds > 0
+    if spec.rule == PLAIN:
+        assert made.cycles == made.tokens
+    elif spec.engine == EAGER:
+        assert len(PROMPTS) < made.cycles < made.tokens
+    else:
+        assert made.cycles == 0  # transformers does not say
+
+
+def test_transformers_say_the_same_texts(kit: Kit, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Token for token, behind left padding too."""
+    texts: list[list[int]] = []
+
+    def noted(self: Transformers, text: list[int]) -> int:
+        texts.append(text)
+        return own(self, text)
+
+    own = Transformers._length
+    monkeypatch.setattr(Transformers, "_length", noted)
+    for spec in STRICT[:3]:
+        texts.clear()
+        kit.build(spec).answer(PROMPTS)
+        for text, right in zip(texts, truth(kit), strict=True):
+            assert text[: len(right)] == right
+            assert set(text[len(right) :]) <= {0}  # padding behind the end of a text
+
+
+def test_loop_keeps_its_texts(kit: Kit) -> None:
+    loop = kit.build(Spec(EAGER, draft_length=4, batch=2))
+    assert isinstance(loop, Loop)
+    made = loop.answer(PROMPTS)
+    assert [text.ids for text in loop.texts] == truth(kit)
+    assert made.cycles == sum(len(text.cycles) for text in loop.texts)
+    loop.close()
+
+
+@pytest.mark.parametrize("rule", ["judge_all", "topk"])
+def test_lossy_rules_take_fewer_cycles(kit: Kit, rule: str) -> None:
+    strict, lossy = (
+        kit.build(Spec(EAGER, name, setting, 4)).answer(PROMPTS[:2])
+        for name, setting in (("strict", 0.0), (rule, 0.5 if rule == "judge_all" else 3))
+    )
+    assert lossy.tokens / lossy.cycles > strict.tokens / strict.cycles
+
+
+def test_surety_reaches_the_drafter(kit: Kit) -> None:
+    drafted = []
+    for surety in (0.0, 0.9):
+        loop: Any = kit.build(Spec(EAGER, draft_length=6, surety=surety))
+        loop.answer(PROMPTS)
+        drafted.append(sum(text.drafted for text in loop.texts))
+    assert drafted[1] < drafted[0]
+
+
+def test_the_window_of_assisted_generation_is_fixed(kit: Kit) -> None:
+    """Two engines share the draft; each sets its own window when it answers."""
+    first, second = (kit.build(Spec(ASSISTED, draft_length=n)) for n in (3, 7))
+    config = kit.transformers[1].generation_config
+    for engine, window in ((first, 3), (second, 7), (first, 3)):
+        engine.answer(PROMPTS[:1])
+        assert config.num_assistant_tokens == window
+        assert config.num_assistant_tokens_schedule == "constant"
+        assert config.assistant_confidence_threshold == 0.0
+
+
+def test_ensemble_runs(kit: Kit) -> None:
+    made = kit.build(Spec(ENSEMBLE, "ensemble", 0.5, 4)).answer(PROMPTS[:2])
+    assert 0 < made.tokens <= 2 * TOKENS
+
+
+def test_models_are_loaded_once(kit: Kit, monkeypatch: pytest.MonkeyPatch) -> None:
+    loaded: list[str] = []
+    own = engines.load_model
+
+    def load(path: str, **options: Any) -> Any:
+        loaded.append(Path(path).name)
+        return own(path, **options)
+
+    monkeypatch.setattr(engines, "load_model", load)
+    fresh = Kit(kit.pair, {}, tokens=4)
+    assert loaded == []
+    loops: list[Any] = [fresh.build(Spec(EAGER, draft_length=n)) for n in (2, 5)]
+    fast: Any = fresh.build(Spec(COMPILED, draft_length=5))  # compiled at its first pass only
+    assert loaded == ["target", "draft"]
+    assert loops[0].target is loops[1].target
+    assert isinstance(fast.target, CompiledModel) and fast.target.model is loops[0].target.model
+    theirs: list[Any] = [fresh.build(Spec(GENERATE, PLAIN, batch=n)) for n in (1, 4)]
+    assert loaded == 2 * ["target", "draft"]
+    assert theirs[0].model is theirs[1].model is not loops[0].target.model
+    assert theirs[0].model.config._attn_implementation == "sdpa"
+    assert loops[0].target.config._attn_implementation != "sdpa"
+
+
+@pytest.mark.parametrize(
+    ("spec", "complaint"),
+    [
+        (Spec("slow", draft_length=4), "expected an engine of transformers-generate, .*'slow'"),
+        (Spec(EAGER), "expected a draft length of 1 or more, .* got 0 for 'strict'"),
+        (Spec(EAGER, PLAIN, draft_length=4), "0 for rule 'plain', got 4 for 'plain'"),
+        (Spec(ASSISTED, draft_length=4, batch=2), "transformers-assisted decodes one text at a"),
+        (Spec(EAGER, "best", draft_length=4), "expected a rule of strict, .*'best'"),
+        (Spec(EAGER, "judge_best", 0.5, 4), "expected a judge of the heads all, got 'best'"),
+        (Spec(EAGER, draft_length=4, surety=1.0), "surety is a probability"),
+    ],
+    ids=lambda value: value.engine if isinstance(value, Spec) else "",
+)
+def test_specs_that_make_no_sense_are_refused(kit: Kit, spec: Spec, complaint: str) -> None:
+    with pytest.raises(ValueError, match=complaint):
+        kit.build(spec)
+
+
+def test_batches_are_all_prompts_in_order() -> None:
+    assert batches([[1], [2], [3], [4], [5]], 2) == [[[1], [2]], [[3], [4]], [[5]]]
+
+
+# --- vLLM --------------------------------------------------------------------------------------
+
+JUDGED = Spec(VLLM, "judge_all", 0.4, 6)
+HEADS = {"all": "heads/all"}
+
+
+def test_the_judge_is_configured_as_the_plugin_reads_it() -> None:
+    assert judge_config(replace(JUDGED, rule="strict"), HEADS) == {}
+    for spec, expected in (
+        (JUDGED, JudgeConfig(head="heads/all", threshold=0.4)),
+        (replace(JUDGED, rule="floored_all"), JudgeConfig("heads/all", 0.4, floor=0.02)),
+        (Spec(VLLM, "ratio", 0.1, 6), JudgeConfig(rule="ratio", setting=0.1)),
+    ):
+        assert JudgeConfig.of({"judge": judge_config(spec, HEADS)}) == expected
+
+
+def test_vllm_gets_draft_and_judge() -> None:
+    pair = Pair("big", "small")
+    drafting = {"method": "draft_model", "model": "small", "num_speculative_tokens": 6}
+    assert vllm_options(Spec(VLLM, PLAIN), pair, HEADS) == {}
+    strict = vllm_options(Spec(VLLM, draft_length=6), pair, HEADS)
+    assert strict == {"speculative_config": drafting}  # the plugin is to notice nothing
+    judged = vllm_options(JUDGED, pair, HEADS)
+    assert judged["speculative_config"] == drafting
+    assert judged["additional_config"] == {"judge": judge_config(JUDGED, HEADS)}
+
+
+@pytest.mark.skipif(engines.has_vllm(), reason="vLLM is installed")
+def test_missing_vllm_is_named_and_its_process_ends(kit: Kit) -> None:
+    before = set(multiprocessing.active_children())
+    with pytest.raises(ValueError, match="vLLM could not run Spec.*No module named 'vllm'"):
+        kit.build(JUDGED)
+    for child in set(multiprocessing.active_children()) - before:
+        child.join(timeout=20)
+        assert child.exitcode == 0
+
+
+class FakeVllm:
+    """Makes two tokens a prompt, and stumbles over an empty one."""
+
+    def __init__(self, spec: Spec, *rest: Any) -> None:
+        self.batch = spec.batch
+
+    def answer(self, prompts: Sequence[Sequence[int]]) -> Made:
+        if not all(prompts):
+            raise RuntimeError("an empty prompt")
+        return Made(2 * len(prompts), 1, 0.5)
+
+
+@pytest.fixture
+def remote(monkeypatch: pytest.MonkeyPatch) -> Engine:
+    """The two ends of the pipe, with a thread for the process."""
+    monkeypatch.setattr(engines, "_Vllm", FakeVllm)
+
+    class Context:
+        Pipe = staticmethod(multiprocessing.Pipe)
+
+        class Process(threading.Thread):
+            def __init__(self, target: Any, args: tuple[Connection, Any], daemon: bool) -> None:
+                # A process would get a copy of its end of the pipe; the parent closes its own.
+                theirs = Connection(os.dup(args[0].fileno()))
+                super().__init__(target=target, args=(theirs, *args[1:]), daemon=daemon)
+
+            def terminate(self) -> None:
+                assert not self.is_alive()
+
+    monkeypatch.setattr(multiprocessing, "get_context", lambda kind: Context)
+    return Remote(Kit(Pair("big", "small"), {}), Spec(VLLM, draft_length=4))
+
+
+def test_remote_answers_until_it_is_closed(remote: Remote) -> None:
+    assert remote.answer([[3], (4, 5)]) == Made(4, 1, 0.5)
+    assert remote.answer([[3]]) == Made(2, 1, 0.5)
+    remote.close()
+    assert not remote._process.is_alive()
+
+
+def test_remote_says_what_went_wrong(remote: Remote) -> None:
+    with pytest.raises(ValueError, match="vLLM could not run Spec.*RuntimeError: an empty prompt"):
+        remote.answer([[]])
+    remote.close()

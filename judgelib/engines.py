@@ -334,6 +334,7 @@ LARGEST_BATCH = 64
 VLLM_SETTINGS = {
     "VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_CPU_KVCACHE_SPACE": "1", "HF_HUB_OFFLINE": "1",
     "VLLM_NO_USAGE_STATS": "1", "VLLM_LOGGING_LEVEL": "ERROR",
+    "VLLM_CPU_OMP_THREADS_BIND": "nobind",
 }  # fmt: skip
 
 
@@ -366,4 +367,5 @@ def has_vllm() -> bool:
     """Whether vLLM is installed."""
     from importlib.util import find_spec
 
-    return find_spec("vllm") is not None
+    found = find_spec("vllm")
+    return found is not None and found.origin is not None  # a mere folder of that name has none

@@ -440,11 +440,12 @@ def _head_is_plain(model: LanguageModel) -> bool:
     """Whether logits are the output head's product and nothing more (some models cap or scale
     them).
 
-    The hidden states are blown up first, because a cap shows on large logits only.
+    The hidden states are blown up first, because a cap shows on large logits only, and moved away
+    from zero, where nothing shows: token 0 may be padding, whose embedding is zero.
     """
 
     def blow_up(_: nn.Module, __: Any, output: Any) -> Any:
-        output.last_hidden_state = output.last_hidden_state * 1000
+        output.last_hidden_state = (output.last_hidden_state + 1) * 1000
         seen.append(output.last_hidden_state)
         return output
 

@@ -97,7 +97,12 @@ class Window:
     def belief(self) -> Tensor:
         """(k, V) how likely the target finds each token, for rules that weigh likelihoods: at the
         request's temperature, at 1 if it is greedy (where `p` would be certain)."""
-        return _at_temperature(self.predictions, self.sampling)
+        return self.tempered.softmax(-1)
+
+    @property
+    def tempered(self) -> Tensor:
+        """(k, V) the logits of `belief`, float32."""
+        return _tempered(self.predictions, self.sampling)
 
     @cached_property
     def draft_belief(self) -> Tensor:
@@ -113,11 +118,11 @@ class Window:
                 "this rule weighs the draft's likelihoods, but the drafter has none; use a "
                 "ModelDrafter"
             )
-        return _at_temperature(self.draft_logits, self.sampling)
+        return _tempered(self.draft_logits, self.sampling).softmax(-1)
 
 
-def _at_temperature(logits: Tensor, sampling: Sampling) -> Tensor:
-    return (logits.float() / (sampling.temperature or 1.0)).softmax(-1)
+def _tempered(logits: Tensor, sampling: Sampling) -> Tensor:
+    return logits.float() / (sampling.temperature or 1.0)
 
 
 class Needs(NamedTuple):
@@ -434,8 +439,10 @@ class Ratio(Rule):
         return f"Ratio({self.tau:g})"
 
     def accept(self, window: Window) -> Tensor:
-        best = window.belief.max(-1).values
-        return (_of_drafted(window.belief, window) >= self.tau * best) & _allowed(window)
+        logits = window.tempered
+        # Two logits say how likely one token is beside another; no softmax over all is needed.
+        own = (_of_drafted(logits, window) - logits.amax(-1)).exp()
+        return (own >= self.tau) & _allowed(window)
 
 
 class Divergence(Rule):

@@ -77,7 +77,7 @@ def sweep(
     windows: dict[str, Sequence[int]],
     threshold: float,
     *,
-    engines: Sequence[str] = (EAGER, COMPILED),
+    vllm_prompts: int = 0,
     repeats: int = 2,
     progress: Callable[[str], None] = lambda line: None,
 ) -> pd.DataFrame:
@@ -86,7 +86,26 @@ def sweep(
     Args:
         windows: of "strict" and of "judge".
         threshold: of the judge.
+        vllm_prompts: how many of the prompts vLLM answers too, where it is installed; 0: none.
     """
+    found = _swept(made, (EAGER, COMPILED), prompts, windows, threshold, repeats, progress)
+    if not (vllm_prompts and has_vllm()):
+        return found
+    few = prompts[:vllm_prompts]
+    served = _swept(made, (VLLM,), few, windows, threshold, repeats, progress)
+    made.close()  # a process for each window
+    return pd.concat([found, served], ignore_index=True)
+
+
+def _swept(
+    made: Kit,
+    engines: Sequence[str],
+    prompts: Prompts,
+    windows: dict[str, Sequence[int]],
+    threshold: float,
+    repeats: int,
+    progress: Callable[[str], None],
+) -> pd.DataFrame:
     specs = [
         Spec(engine, rule, setting, window)
         for engine in engines
@@ -97,11 +116,6 @@ def sweep(
         for window in tried
     ]
     return _measured(made, specs, prompts, repeats=repeats, progress=progress)
-
-
-def loops(*, vllm: bool = False) -> tuple[str, ...]:
-    """The engines whose windows are chosen."""
-    return (EAGER, COMPILED, VLLM) if vllm and has_vllm() else (EAGER, COMPILED)
 
 
 def best_windows(table: pd.DataFrame) -> dict[tuple[str, str], int]:
@@ -131,30 +145,29 @@ def lineup(
     def window(engine: str, rule: str) -> int:
         return best.get((engine, rule), best[COMPILED, rule])
 
-    def rules(engine: str, side_by_side: int) -> list[Spec]:
+    def rules(engine: str, size: int = 1) -> list[Spec]:
         judged = window(engine, JUDGE)
         return [
-            Spec(engine, PLAIN, batch=side_by_side),
-            Spec(engine, STRICT, 0.0, window(engine, STRICT), batch=side_by_side),
-            Spec(engine, JUDGE, threshold, judged, batch=side_by_side),
-            Spec(engine, *RATIO, judged, batch=side_by_side),
+            Spec(engine, PLAIN, batch=size),
+            Spec(engine, STRICT, 0.0, window(engine, STRICT), batch=size),
+            Spec(engine, JUDGE, threshold, judged, batch=size),
+            Spec(engine, *RATIO, judged, batch=size),
         ]
 
-    assisted = [
+    served = [*rules(VLLM), *rules(VLLM, batch)] if has_vllm() else []
+    every = [
+        Spec(GENERATE, PLAIN),
         Spec(ASSISTED, STRICT, 0.0, common),
         Spec(ENSEMBLE, "ensemble", MIXTURE, common),
+        *(Spec(engine, STRICT, 0.0, common) for engine in (EAGER, COMPILED)),
+        *rules(EAGER),
+        *rules(COMPILED),
+        Spec(COMPILED, STRICT, 0.0, window(COMPILED, JUDGE), surety),
+        Spec(GENERATE, PLAIN, batch=batch),
+        *rules(EAGER, batch)[1:3],
+        *rules(COMPILED, batch)[1:3],
+        *served,
     ]
-    at_common = [Spec(engine, STRICT, 0.0, common) for engine in (EAGER, COMPILED)]
-    adaptive = [
-        Spec(engine, STRICT, 0.0, window(engine, JUDGE), surety) for engine in (EAGER, COMPILED)
-    ]
-    loops = [spec for engine in (EAGER, COMPILED) for spec in rules(engine, 1)]
-    many = [spec for engine in (EAGER, COMPILED) for spec in rules(engine, batch)]
-    served = [spec for size in (1, batch) for spec in rules(VLLM, size)] if has_vllm() else []
-    every = [
-        Spec(GENERATE, PLAIN), *assisted, *at_common, *loops, *adaptive,
-        Spec(GENERATE, PLAIN, batch=batch), *many, *served,
-    ]  # fmt: skip
     return list(dict.fromkeys(every))
 
 
@@ -280,20 +293,22 @@ def verdicts(table: pd.DataFrame, windows: pd.DataFrame) -> pd.DataFrame:
 
 
 def order(table: pd.DataFrame, windows: pd.DataFrame) -> list[str]:
-    """The orders that any machine should show: with the judge the compiled loop is faster than with
-    strict verification, and with that faster than plain decoding."""
+    """What any machine must show, whatever its speed: who needs fewer target calls for a token."""
     names = {JUDGE: "the judge", STRICT: "strict verification", PLAIN: "plain decoding"}
-    sentences = []
-    for ours, theirs in ((JUDGE, STRICT), (STRICT, PLAIN)):
-        verdict = "is" if _faster(table, windows, ours, theirs) else "is not"
-        sentences.append(f"{names[ours]} {verdict} faster than {names[theirs]}")
-    return sentences
+    calls = {rule: _calls(table, windows, rule) for rule in names}
+    return [
+        f"{names[ours]} needs {'fewer' if calls[ours] < calls[theirs] else 'no fewer'} target "
+        f"calls than {names[theirs]}"
+        for ours, theirs in ((JUDGE, STRICT), (STRICT, PLAIN))
+    ]
 
 
-def _faster(table: pd.DataFrame, windows: pd.DataFrame, ours: str, theirs: str) -> bool:
-    first, second = (named(table, windows, f"{COMPILED} {rule}") for rule in (ours, theirs))
-    assert first is not None and second is not None
-    return ratio(table, first, second).value > 1
+def _calls(table: pd.DataFrame, windows: pd.DataFrame, rule: str) -> float:
+    """Target calls for each token of the compiled loop."""
+    spec = named(table, windows, f"{COMPILED} {rule}")
+    assert spec is not None
+    rows = rows_of(table, spec)
+    return float(rows["cycles"].sum() / rows["tokens"].sum())
 
 
 # --- where the time goes -----------------------------------------------------------------------

@@ -1,6 +1,6 @@
 """Compiled passes: the tokens of the plain ones, whatever the texts, and a handful of graphs.
 
-All tests share two compiled models of one shape, so every graph is compiled once.
+All tests share two compiled models, so every graph is compiled once.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import tiny
 import torch
 from torch import Tensor
 from torch._dynamo.utils import counters
+from transformers import GraniteConfig, GraniteForCausalLM, LlamaForCausalLM
 
 from judgelib import compiled
 from judgelib.attention import register
@@ -29,7 +30,7 @@ from judgelib.rules import Judge, Match, Rule
 # torch's own, when it first loads its compiler.
 pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is deprecated")
 
-PROMPTS = tiny.prompts(6, seed=11)
+PROMPTS = tiny.prompts(6, seed=18)
 ENDS = tuple(range(3, 9))  # so that rows end at different times
 TEXT = [5, 9, 33, 17, 20, 41, 8, 8, 30, 12]
 
@@ -44,10 +45,18 @@ class Models(NamedTuple):
 @pytest.fixture(scope="module")
 def models() -> Models:
     target = tiny.language_model()
-    plain = target, tiny.disturbed(target)
+    plain = target, shallow(target)
     for model in plain:
         model.model.set_attn_implementation(register())  # as `load_model` does
     return Models(plain, (CompiledModel(plain[0]), CompiledModel(plain[1])))
+
+
+def shallow(target: LanguageModel) -> LanguageModel:
+    """The first layer of two, with noise: a draft whose graphs are compiled faster."""
+    network = LlamaForCausalLM(tiny.config(layers=1)).float()
+    network.load_state_dict(target.model.state_dict(), strict=False)
+    tiny.scatter(network, 0.02, seed=1)
+    return LanguageModel(network, target.tokenizer, "shallow")
 
 
 def judge(target: LanguageModel, feature: str = "post_norm") -> Rule:
@@ -74,6 +83,7 @@ def test_texts_are_those_of_the_plain_passes(models: Models, name: str) -> None:
     assert alone == together[:3]
     cycles = sorted(len(text.cycles) for text in together)
     assert len(set(cycles)) > 2 and cycles[-1] > cycles[-2]  # else nothing was tested
+    assert sum(text.accepted for text in together) > 10
     assert any(text.mismatches for text in together) == (name == "judge")
 
 
@@ -91,7 +101,7 @@ def test_all_lengths_share_the_graphs(models: Models) -> None:
 
 
 def test_two_models_do_not_mix_up_their_graphs(models: Models) -> None:
-    """Both have the same shapes; only the weights tell them apart."""
+    """Both take the same tokens, in passes of the same widths."""
     logits = [read(model).logits for pair in models for model in pair]
     target, draft, fast_target, fast_draft = logits
     assert torch.allclose(fast_target, target, atol=1e-4)
@@ -156,17 +166,12 @@ def test_wide_passes_are_plain(models: Models, monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_texts_of_one_token(models: Models) -> None:
-    """A pass that sees itself only is too small for a graph whose lengths stay open."""
+    """A pass of one token that sees only itself is plain: no graph keeps a length of 1 open."""
     for prompts in ([[5]], [[5], [6]]):
-        fresh: checks.Pair = models.fast[0], models.fast[1]
-        assert decode(fresh, Match(), prompts) == decode(models.plain, Match(), prompts)
-    fresh_model = CompiledModel(models.plain[1])
-    cache = fresh_model.new_cache(1, 4)
-
-    def first() -> None:
-        fresh_model.read(torch.tensor([[5]]), cache, rows=1)
-
-    assert passes_of(fresh_model, first) == []
+        assert decode(models.fast, Match(), prompts) == decode(models.plain, Match(), prompts)
+    fresh = CompiledModel(models.plain[1])
+    cache = fresh.new_cache(1, 4)
+    assert passes_of(fresh, lambda: fresh.read(torch.tensor([[5]]), cache, rows=1)) == []
 
 
 def test_rows_with_padding_read_as_alone(models: Models) -> None:
@@ -215,9 +220,8 @@ def test_missing_compiler_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
         CompiledModel(tiny.counting())
 
 
-def test_scaled_logits_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    from transformers import GraniteConfig, GraniteForCausalLM
-
+def test_scaled_logits_are_refused() -> None:
+    """Its padding, token 0, is embedded as zeros, which hide any scale."""
     config = GraniteConfig(
         vocab_size=tiny.VOCABULARY, hidden_size=16, intermediate_size=16, num_hidden_layers=1,
         num_attention_heads=2, num_key_value_heads=2, logits_scaling=4.0,

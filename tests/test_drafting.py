@@ -198,23 +198,33 @@ def test_no_drafter_serves_a_stream(pair: checks.Pair) -> None:
 SURE = [0.2, 0.5, 0.9]
 
 
+@pytest.fixture(scope="module")
+def surer(pair: checks.Pair) -> LanguageModel:
+    """The draft with larger logits: it says the same, now and then without doubt."""
+    model = tiny.disturbed(pair[0])
+    model.model.lm_head.weight.data.mul_(3.0)
+    return model
+
+
 @pytest.mark.parametrize("surety", SURE)
-def test_strict_text_is_the_same_for_any_surety(pair: checks.Pair, surety: float) -> None:
-    drafter = ModelDrafter(pair[1], surety=surety)
+def test_strict_text_is_the_same_for_any_surety(
+    pair: checks.Pair, surer: LanguageModel, surety: float
+) -> None:
+    drafter = ModelDrafter(surer, surety=surety)
     options: dict[str, Any] = {"window": 6, "max_new_tokens": checks.TOKENS}
     made = speculate_batch(pair[0], drafter, Match(), checks.PROMPTS, **options)
     assert [one.ids for one in made] == [one.ids for one in checks.oracles(pair[0])]
 
 
-def test_a_draft_ends_behind_the_first_token_it_is_not_sure_of(pair: checks.Pair) -> None:
+def test_a_draft_ends_behind_the_first_token_it_is_not_sure_of(surer: LanguageModel) -> None:
     """Against the probabilities of the whole text, read at once."""
     lengths = set()
     for prompt in checks.PROMPTS:
-        full = autoregress(pair[1], prompt, max_new_tokens=6, eos_ids=()).ids
-        sure = likelihoods(pair[1], prompt, full)
+        full = autoregress(surer, prompt, max_new_tokens=6, eos_ids=()).ids
+        sure = likelihoods(surer, prompt, full)
         for surety in SURE:
             expected = next((n for n, own in enumerate(sure, 1) if own < surety), 6)
-            drafter = ModelDrafter(pair[1], surety=surety)
+            drafter = ModelDrafter(surer, surety=surety)
             drafter.start([prompt], request(window=6))
             assert proposals(drafter, 6) == [full[:expected]]
             assert proposals_again(drafter, full[:expected]) <= 2  # and never more than asked
@@ -237,24 +247,26 @@ def proposals_again(drafter: ModelDrafter, accepted: list[int]) -> int:
 
 
 @pytest.mark.parametrize("rule", [Match(), Match() | TopK(3), Ratio(0.05)], ids=repr)
-def test_unsure_rows_in_a_batch_come_out_as_alone(pair: checks.Pair, rule: Rule) -> None:
+def test_unsure_rows_in_a_batch_come_out_as_alone(
+    pair: checks.Pair, surer: LanguageModel, rule: Rule
+) -> None:
     """Ids and cycles: a row's window ends by its own doubts, whatever its neighbours draft."""
     prompts = tiny.prompts(7, seed=5)
     options: dict[str, Any] = {"window": 6, "max_new_tokens": 25}
-    drafter = ModelDrafter(pair[1], surety=0.5)
+    drafter = ModelDrafter(surer, surety=0.5)
     together = speculate_batch(pair[0], drafter, rule, prompts, **options)
     assert together == [speculate(pair[0], drafter, rule, prompt, **options) for prompt in prompts]
     drafted = [cycle.drafted for one in together for cycle in one.cycles[:-1]]
     assert max(drafted) <= 6 and len(set(drafted)) > 3
-    whole = speculate_batch(pair[0], ModelDrafter(pair[1]), rule, prompts, **options)
+    whole = speculate_batch(pair[0], ModelDrafter(surer), rule, prompts, **options)
     assert sum(one.drafted for one in together) < sum(one.drafted for one in whole)
 
 
-def test_unsure_drafts_sample_exactly_and_alike(pair: checks.Pair) -> None:
+def test_unsure_drafts_sample_alike(pair: checks.Pair, surer: LanguageModel) -> None:
     """The draws of a row are its own, however long the windows."""
     prompts = tiny.prompts(4, seed=6)
     options: dict[str, Any] = {"window": 5, "max_new_tokens": 16, "temperature": 0.9}
-    drafter, rule = ModelDrafter(pair[1], surety=0.4), SpeculativeSampling()
+    drafter, rule = ModelDrafter(surer, surety=0.4), SpeculativeSampling()
     together = speculate_batch(
         pair[0], drafter, rule, prompts, generators=tiny.generators(4), **options
     )

@@ -26,7 +26,9 @@ def test_the_shipped_profiles_load_and_know_the_family() -> None:
 
 SIZES = {
     "prompts_per_domain", "annotated", "mined", "probe_questions", "resamples", "label_counts",
-    "frontier_prompts", "operating_prompts",
+    "frontier_prompts", "operating_prompts", "certify_prompts", "window_prompts",
+    "window_prompts_vllm",
+    "prompts", "batch", "repeats",
 }  # fmt: skip
 
 

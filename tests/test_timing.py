@@ -188,7 +188,7 @@ def test_command_ends_with_one_json_line(
 ) -> None:
     monkeypatch.setattr(timing, "prompts", lambda model, tasks, split, count: PROMPTS[:count])
     arguments = ["--target", kit.pair.target, "--draft", kit.pair.draft, "--eager"]
-    arguments += ["--window", "4", "--tokens", "12", "--repeats", "1", "--batch", "2"]
+    arguments += ["--window", "4", "--tokens", "6", "--repeats", "1", "--batch", "2"]
     assert timing.main([*arguments, "--count", "2"]) == 0
     shown = capsys.readouterr()
     last = json.loads(shown.out.splitlines()[-1])

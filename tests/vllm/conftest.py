@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import torch
 
+from judgelib.integrations.vllm.expansion import mend
 from judgelib.models import LanguageModel, load_pair
 from judgelib.provenance import checkout
 from judgelib.tasks import load_task
@@ -89,6 +90,11 @@ def engine() -> Engine:
     """Makes the engine of `engine_arguments`, or gives it again."""
     settings()
     from vllm import LLM
+    from vllm.platforms import current_platform
+    from vllm.v1.sample import rejection_sampler
+
+    current_platform.register_triton_kernel_overrides()  # as a worker does, which comes later
+    mend(rejection_sampler)  # also where no judge is configured: what is compared must be sane
 
     made: dict[str, Any] = {}
 

@@ -19,6 +19,7 @@ from judgelib.head import JudgeHead
 from judgelib.head_config import HeadConfig, ModelRecord
 from judgelib.integrations.vllm.approval import LIFTED, Approver
 from judgelib.integrations.vllm.config import JudgeConfig
+from judgelib.integrations.vllm.expansion import mend
 from judgelib.integrations.vllm.v1_runner import V1Judge
 
 WIDTH, VOCABULARY, REQUESTS, LONGEST = 4, 64, 24, 12
@@ -40,10 +41,12 @@ class Harness:
     def __init__(self, seed: int) -> None:
         settings()
         from vllm.platforms import current_platform
+        from vllm.v1.sample import rejection_sampler
         from vllm.v1.sample.rejection_sampler import RejectionSampler
         from vllm.v1.sample.sampler import Sampler
 
         current_platform.register_triton_kernel_overrides()  # as a worker does
+        mend(rejection_sampler)
         self.chance = random.Random(seed)
         self.noise = torch.Generator().manual_seed(seed)
         self.forced: int | None = None

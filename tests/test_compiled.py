@@ -195,7 +195,9 @@ def test_stream_of_texts(models: Models) -> None:
 
 
 def streamed(pair: checks.Pair) -> list[Generation]:
-    left, made = [Job(prompt, 5 + 3 * n) for n, prompt in enumerate(PROMPTS)], []
+    # No pass of the target is over one token here, which would be one graph more to compile.
+    prompts = [prompt for prompt in tiny.prompts(20, seed=8) if len(prompt) > 2][:6]
+    left, made = [Job(prompt, 5 + 3 * n) for n, prompt in enumerate(prompts)], []
 
     def feed(ended: Mapping[int, Generation]) -> dict[int, Job]:
         made.extend(ended.values())

@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 
 from judgelib import claims, labels, quality, results
-from judgelib.claims import METRICS, Declaration, Measured, declarations
+from judgelib.claims import METRICS, NOT_MEASURED, Declaration, Measured, declarations
 from judgelib.estimates import Estimate
 from judgelib.labelling import labels_path
 
@@ -105,7 +105,7 @@ def test_what_was_not_measured_is_not_judged() -> None:
     def verdict(metric: str, of: str) -> str:
         return Declaration("C1", "", "", "", metric, of, at_least=2, prompts=100).verdict(None)
 
-    assert verdict("unmeasured", "") == "not measured"
+    assert verdict("speedup", "vllm strict / vllm plain") == NOT_MEASURED
     for of in ("topk, matched", "judge_mined, matched / deferred, fixed"):
         assert verdict("gain", of).startswith("nothing to compare: no setting of a rule lost")
     for of in ("judge_annotated, fixed", "judge_mined, certified", "judge_mined, recall 90%"):
@@ -213,10 +213,29 @@ def tables() -> dict[str, pd.DataFrame]:
         "operating_points": [(rule, setting, choice) for rule, choice, setting in POINTS],
         "probes": probes,
     }
+    rows |= speed_rows()
     return {
         name: pd.DataFrame(found, columns=list(results.SCHEMAS[name]))
         for name, found in rows.items()
     }
+
+
+def speed_rows() -> dict[str, list[Any]]:
+    """Rounds of some engines, the second at half the speed; without vLLM."""
+    rates = {
+        ("transformers-assisted", "strict", 8): 100, ("judgelib", "strict", 8): 150,
+        ("judgelib", "strict", 4): 160, ("judgelib-compiled", "strict", 8): 300,
+        ("judgelib-compiled", "plain", 0): 200, ("judgelib-compiled", "floored_annotated", 16): 600,
+    }  # fmt: skip
+    timed = [
+        (*names, 0.0, window, 0.0, 1, number, "a machine", 16, 600, 100, seconds, 0.9 * seconds)
+        for (*names, window), rate in rates.items()
+        for number, seconds in ((1, 600 / rate), (2, 1200 / rate))
+    ]
+    swept = [row for row in timed if row[0] == "judgelib-compiled" and row[3]]
+    found = {"strict": 0.5, "floored_annotated": 0.03, "ratio": 0.01}
+    shares = [("judgelib-compiled", rule, 8, "judge", share) for rule, share in found.items()]
+    return {"speed": timed, "speed_windows": swept, "speed_phases": shares}
 
 
 @pytest.fixture(scope="module")
@@ -275,6 +294,11 @@ MEASURED: dict[tuple[str, str], tuple[float, int]] = {
     ("probe_gap", "self-corrections in training: target - twin"): (-0.06, 120),
     ("transfer_gap", "math -> code"): (0.3, 25),
     ("transfer_gap", "math -> facts"): (0.01, 25),
+    ("speedup", "judgelib-compiled floored_annotated / judgelib-compiled strict"): (2.0, 16),
+    ("speedup", "judgelib-compiled floored_annotated / judgelib-compiled plain"): (3.0, 16),
+    ("speedup", "judgelib strict common / transformers-assisted strict"): (1.5, 16),
+    ("bound_share", "judgelib strict common"): (0.9, 16),
+    ("judge_share", "judgelib-compiled"): (0.03, 16),
 }
 
 
@@ -289,7 +313,7 @@ def test_a_measure_by_hand(profile: str, metric: str, of: str) -> None:
 
 
 def test_every_metric_was_worked_out_by_hand() -> None:
-    assert {metric for metric, _ in MEASURED} == METRICS.keys() - {"unmeasured"}
+    assert {metric for metric, _ in MEASURED} == METRICS.keys()
 
 
 def interval(profile: str, metric: str, of: str) -> tuple[float, float]:
@@ -329,7 +353,8 @@ def test_intervals_that_were_saved_are_kept(profile: str) -> None:
         ("above_draft", "kl, matched"),
         ("against", "judge_mined, matched / kl, matched"),
         ("against", "kl, matched / judge_mined, matched"),
-        ("unmeasured", ""),
+        ("speedup", "vllm floored_annotated / vllm strict"),
+        ("bound_share", "vllm strict"),
     ],
 )
 def test_a_choice_that_found_no_setting_measures_nothing(
@@ -368,8 +393,8 @@ def test_every_declared_claim_has_a_row(table: pd.DataFrame) -> None:
     assert table["claim"].tolist() == [entry.claim for entry in declarations()]
     assert table["id"].tolist() == [entry.id for entry in declarations()]
     blank = table["measured"].isna()
-    assert (table["holds"] == "not measured").equals(blank)
-    assert table.loc[blank, "id"].tolist() == ["C5"]
+    assert (table["holds"] == NOT_MEASURED).equals(blank)
+    assert table.loc[blank, "id"].tolist() == ["C5", "C5"]  # inside vLLM
 
 
 def test_the_table_says_what_was_measured_and_whether_it_holds(table: pd.DataFrame) -> None:
@@ -382,7 +407,8 @@ def test_the_table_says_what_was_measured_and_whether_it_holds(table: pd.DataFra
         ("transfer_gap", "math -> code"): "holds",
         ("transfer_gap", "math -> facts"): "fails",
         ("gain", "judge_annotated, fixed"): "undecided: 12 of 3000 prompts",
-        ("unmeasured", ""): "not measured",
+        ("speedup", "judgelib-compiled floored_annotated / judgelib-compiled strict"): "holds",
+        ("judge_share", "judgelib-compiled"): "fails",
     }
     found = {
         (entry.metric, entry.of): row

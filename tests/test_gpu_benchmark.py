@@ -134,6 +134,8 @@ class Threads:
         self.meet = threading.Barrier(2, timeout=60)
         self.given: dict[int, Tensor] = {}
         self.me = threading.local()
+        self.building = threading.Lock()
+        self.build = random_weights._outline
 
     def exchange(self, tensor: Tensor) -> list[Tensor]:
         self.given[self.me.rank] = tensor.clone()
@@ -148,6 +150,11 @@ class Threads:
     def all_gather(self, parts: list[Tensor], tensor: Tensor) -> None:
         for part, given in zip(parts, self.exchange(tensor), strict=True):
             part.copy_(given)
+
+    def outline(self, *arguments: Any) -> Any:
+        """One at a time: transformers sets torch's default precision while it builds a model."""
+        with self.building:
+            return self.build(*arguments)
 
     def run(self, work: Any) -> list[Any]:
         results: list[Any] = [None, None]
@@ -168,6 +175,7 @@ class Threads:
 def threads(monkeypatch: pytest.MonkeyPatch) -> Iterator[Threads]:
     team = Threads()
     monkeypatch.setattr(random_weights, "dist", team)
+    monkeypatch.setattr(random_weights, "_outline", team.outline)
     yield team
 
 

@@ -62,7 +62,11 @@ def test_a_saved_table_comes_back_from_the_documented_place(root: Path) -> None:
             "rule setting domain prompts correct target_correct draft_correct tokens cycles "
             "drafted accepted mismatches_accepted",
         ),
-        ("speed", "engine rule setting draft_length hardware prompts tokens cycles seconds"),
+        (
+            "speed",
+            "engine rule setting draft_length surety batch round hardware prompts tokens cycles "
+            "seconds bound_seconds",
+        ),
         ("ablations", "study variant domain prompts correct tokens cycles accepted auc"),
         ("claims", "id claim source evidence measured ci_low ci_high holds"),
     ],

@@ -106,7 +106,8 @@ def test_the_judge_accepts_what_judgelib_accepts(
     mismatches = sum(one.mismatches for one in expected)
     print(f"judged: {counted} in vLLM, {mismatches} in judgelib")
     assert mismatches > 2 * count
-    assert abs(counted - mismatches) <= 0.03 * mismatches
+    # vLLM counts, as in its own statistics, what the last window kept behind the end of the text.
+    assert 0.97 * mismatches <= counted <= mismatches + WINDOW * count
 
 
 def test_always_accepting_reproduces_the_draft(

@@ -7,6 +7,7 @@ sampling parameters. What is forbidden is known from an untouched sampler on the
 from __future__ import annotations
 
 import random
+import sys
 from types import SimpleNamespace
 from typing import Any
 
@@ -35,6 +36,12 @@ def accept_all() -> Approver:
     return Approver(JudgeConfig(head="accept-all"), head)
 
 
+def _registered() -> bool:
+    """Whether an engine has started in this process; vLLM's search for its kernels, done again,
+    trips over what else has been imported meanwhile."""
+    return "vllm.v1.worker.cpu_worker" in sys.modules
+
+
 class Harness:
     """A judged and an untouched rejection sampler, and steps for both."""
 
@@ -45,7 +52,8 @@ class Harness:
         from vllm.v1.sample.rejection_sampler import RejectionSampler
         from vllm.v1.sample.sampler import Sampler
 
-        current_platform.register_triton_kernel_overrides()  # as a worker does
+        if not _registered():
+            current_platform.register_triton_kernel_overrides()  # as a worker does
         mend(rejection_sampler)
         self.chance = random.Random(seed)
         self.noise = torch.Generator().manual_seed(seed)

@@ -121,7 +121,7 @@ def test_32_concurrent_requests_do_not_influence_each_other(
     together, alone = asyncio.run(everything())
     assert len(together) == REQUESTS
     assert [header for _, header in together] == [
-        "head=annotated; threshold=of the head",
+        "head=annotated; threshold=0.5",
         "off",
     ] * 16
     different = [n for n, (a, b) in enumerate(zip(together, alone, strict=True)) if a != b]

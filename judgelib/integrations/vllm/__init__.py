@@ -64,9 +64,17 @@ def _checks_requests(processor: Any) -> None:
         return
     check = processor.validate_logits_processors_params
 
+    from vllm.exceptions import VLLMValidationError
+
+    class WrongWish(VLLMValidationError, ValueError):
+        """For vLLM's server a bad request, and a ValueError as everywhere in judgelib."""
+
     def check_request(params: Any) -> None:
         check(params)
-        approver.dial_of((params.extra_args or {}).get(KEY))
+        try:
+            approver.dial_of((params.extra_args or {}).get(KEY))
+        except ValueError as error:
+            raise WrongWish(str(error)) from error
 
     processor.validate_logits_processors_params = check_request
 

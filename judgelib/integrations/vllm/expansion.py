@@ -9,6 +9,7 @@ configured the function is replaced by one that works, if it is found not to.
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -37,8 +38,18 @@ def mend(module: Any) -> bool:
     if torch.equal(module.expand_batch_to_tokens(*given), expanded(*given)):
         return False
     module.expand_batch_to_tokens = expanded
+    module.apply_sampling_constraints = _of_rows(module.apply_sampling_constraints)
     logger.warning(
         "this vLLM reads temperature, top-k and top-p of sampled requests from memory that it "
         "never wrote (expand_batch_to_tokens on a CPU); judgelib has replaced the function"
     )
     return True
+
+
+def _of_rows(constrain: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """As `constrain`, also in a step in which no request has a draft: top-k of no rows fails."""
+
+    def constrained(logits: Tensor, *args: Any) -> Tensor:
+        return constrain(logits, *args) if len(logits) else logits
+
+    return constrained

@@ -36,7 +36,7 @@ from judgelib.replay import Pattern, pattern_of
 from judgelib.rulebook import JUDGE_SETTINGS, STRICT
 from judgelib.speed_model import predict
 from judgelib.thresholds import Certificate, certify
-from judgelib.timing import ROUND, Passes, passes, phases, rounds
+from judgelib.timing import ROUND, Passes, passes, phases, rounds, speeds
 
 JUDGE = f"{rulebook.FLOORED}annotated"
 """The rule that is timed: what notebook 04 found to lose the least at twice strict's acceptance."""
@@ -185,21 +185,6 @@ def side_by_side(
 
 def _measured(made: Kit, specs: Sequence[Spec], prompts: Prompts, **options: Any) -> pd.DataFrame:
     return rounds([made.build(spec) for spec in specs], prompts, **options)
-
-
-def speeds(table: pd.DataFrame) -> pd.DataFrame:
-    """One row an engine: medians over the rounds of tokens per second, with the lowest and highest
-    round, of tokens per cycle (NaN where unknown), and of the share of the bound (NaN where there
-    is none)."""
-    each = table.assign(
-        tokens_per_second=table["tokens"] / table["seconds"],
-        tokens_per_cycle=table["tokens"] / table["cycles"].replace(0, np.nan),
-        of_bound=table["bound_seconds"] / table["seconds"],
-    )
-    grouped = each.groupby(list(ROUND), sort=False)
-    rate = grouped["tokens_per_second"]
-    found = grouped[["tokens_per_second", "tokens_per_cycle", "of_bound"]].median()
-    return found.assign(low=rate.min(), high=rate.max()).reset_index()
 
 
 def ratio(table: pd.DataFrame, ours: Spec, theirs: Spec) -> Estimate:

@@ -8,7 +8,7 @@ arithmetic, whichever takes longer. With the latter the result is a ceiling that
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -353,70 +353,3 @@ def _numbers(one: Prediction) -> dict[str, Any]:
         "tokens_per_cycle": one.tokens_per_cycle,
         "tokens_per_second": one.tokens_per_second,
     }
-
-
-# --- against measurements ----------------------------------------------------------------------
-
-
-def against_measured(
-    speed: pd.DataFrame,
-    acceptances: Mapping[str, Acceptance],
-    draft_seconds: float,
-    target_seconds: Cost,
-    overhead: float = 0.0,
-) -> pd.DataFrame:
-    """Predicted beside measured speeds.
-
-    Args:
-        speed: rows of the table `speed`: engine, rule, draft_length, tokens, cycles and seconds are
-            used; rows of rules without an acceptance, or with longer windows than it, are left out.
-        acceptances: by rule.
-        draft_seconds, target_seconds, overhead: as in `predict`, measured on the same machine.
-
-    Returns:
-        Columns engine, rule, window, measured_per_cycle and predicted_per_cycle (tokens),
-        measured and predicted (tokens per second), ratio (measured over predicted).
-
-    Raises:
-        ValueError: no row can be compared.
-    """
-    rows = []
-    for row in speed.to_dict("records"):
-        acceptance = acceptances.get(str(row["rule"]))
-        window = int(row["draft_length"] or 0)
-        if acceptance is None or not 1 <= window <= acceptance.window:
-            continue
-        one = predict(acceptance, window, draft_seconds, target_seconds, overhead)
-        measured = row["tokens"] / row["seconds"]
-        rows.append({
-            "engine": row["engine"], "rule": row["rule"], "window": window,
-            "measured_per_cycle": row["tokens"] / row["cycles"],
-            "predicted_per_cycle": one.tokens_per_cycle, "measured": measured,
-            "predicted": one.tokens_per_second, "ratio": measured / one.tokens_per_second,
-        })  # fmt: skip
-    if not rows:
-        raise ValueError(
-            f"no row can be compared: expected rules of {', '.join(acceptances)} with windows up "
-            "to the recorded ones"
-        )
-    return pd.DataFrame(rows)
-
-
-def interpolated(seconds: Mapping[int, float]) -> Callable[[int], float]:
-    """A target pass's seconds as a function of its tokens, between measured points on a line, at
-    either end as the nearest.
-
-    >>> interpolated({1: 1.0, 5: 3.0})(3)
-    2.0
-    """
-    points: Sequence[int] = sorted(seconds)
-    if not points:
-        raise ValueError("expected the seconds of at least one pass, got none")
-
-    def cost(rows: int) -> float:
-        low = max((p for p in points if p <= rows), default=points[0])
-        high = min((p for p in points if p >= rows), default=points[-1])
-        share = (rows - low) / (high - low) if high > low else 0.0
-        return seconds[low] + share * (seconds[high] - seconds[low])
-
-    return cost

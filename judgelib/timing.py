@@ -21,6 +21,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
+import numpy as np
 import pandas as pd
 import torch
 
@@ -86,6 +87,21 @@ def _timed(engine: Engine, prompts: Prompts) -> dict[str, Any]:
     bound = bound_seconds(engine, prompts) if isinstance(engine, Loop) else float("nan")
     names = {name: getattr(engine.spec, name) for name in ROUND}
     return {**names, "prompts": len(prompts), **made._asdict(), "bound_seconds": bound}
+
+
+def speeds(table: pd.DataFrame) -> pd.DataFrame:
+    """One row an engine: medians over the rounds of tokens per second, with the lowest and highest
+    round, of tokens per cycle (NaN where unknown), and of the share of the bound (NaN where there
+    is none)."""
+    each = table.assign(
+        tokens_per_second=table["tokens"] / table["seconds"],
+        tokens_per_cycle=table["tokens"] / table["cycles"].replace(0, np.nan),
+        of_bound=table["bound_seconds"] / table["seconds"],
+    )
+    grouped = each.groupby(list(ROUND), sort=False)
+    rate = grouped["tokens_per_second"]
+    found = grouped[["tokens_per_second", "tokens_per_cycle", "of_bound"]].median()
+    return found.assign(low=rate.min(), high=rate.max()).reset_index()
 
 
 def hardware() -> str:
@@ -262,17 +278,12 @@ def usual(window: int, batch: int) -> list[Spec]:
 
 
 def summary(table: pd.DataFrame) -> pd.DataFrame:
-    """Medians over the rounds: tokens per second, the same over the first engine's in the table,
-    the share of the bound that is reached, and tokens per cycle (NaN where unknown)."""
-    speed = table.assign(
-        tokens_per_second=table["tokens"] / table["seconds"],
-        of_bound=table["bound_seconds"] / table["seconds"],
-        tokens_per_cycle=table["tokens"] / table["cycles"].replace(0, float("nan")),
-    )
-    first = speed.groupby("round")["tokens_per_second"].transform("first")
-    speed["times_first"] = speed["tokens_per_second"] / first
-    found = ["tokens_per_second", "times_first", "of_bound", "tokens_per_cycle"]
-    return speed.groupby(list(ROUND), sort=False)[found].median().reset_index()
+    """`speeds`, with the median over the rounds of how many times as fast as the table's first
+    engine each was."""
+    rate = table["tokens"] / table["seconds"]
+    times = rate / rate.groupby(table["round"]).transform("first")
+    by_engine = times.groupby([table[name] for name in ROUND], sort=False)
+    return speeds(table).assign(times_first=by_engine.median().to_numpy())
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -6,7 +6,6 @@ import io
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 import pytest
 
 from judgelib import speed_model
@@ -246,32 +245,3 @@ def test_the_figure_draws_curves_and_reported_speeds() -> None:
     fig.savefig(io.BytesIO(), format="png")
     with pytest.raises(ValueError, match="missing: acceptance"):
         speed_model_figure(curves.drop(columns=["acceptance"]))
-
-
-# --- against measurements ----------------------------------------------------------------------
-
-
-def test_predictions_stand_beside_measured_speeds() -> None:
-    speed = pd.DataFrame([
-        {"engine": "judgelib", "rule": "strict", "draft_length": 3, "tokens": 190, "cycles": 70,
-         "seconds": 70 * 0.9},
-        {"engine": "judgelib", "rule": "strict", "draft_length": 9, "tokens": 1, "cycles": 1,
-         "seconds": 1.0},
-        {"engine": "judgelib", "rule": "unknown", "draft_length": 3, "tokens": 1, "cycles": 1,
-         "seconds": 1.0},
-    ])  # fmt: skip
-    found = speed_model.against_measured(speed, {"strict": MADE}, 0.1, {4: 0.5}.__getitem__)
-    assert len(found) == 1
-    row = found.iloc[0]
-    assert row["measured_per_cycle"] == pytest.approx(row["predicted_per_cycle"])
-    assert row["ratio"] == pytest.approx(0.8 / 0.9)
-    with pytest.raises(ValueError, match="no row can be compared"):
-        speed_model.against_measured(speed, {"ratio": MADE}, 0.1, 0.5)
-
-
-def test_costs_between_measured_points_lie_on_a_line() -> None:
-    cost = speed_model.interpolated({1: 1.0, 5: 3.0, 9: 3.0})
-    assert [cost(rows) for rows in (1, 2, 5, 7, 12)] == [1.0, 1.5, 3.0, 3.0, 3.0]
-    assert speed_model.interpolated({3: 2.0})(1) == 2.0
-    with pytest.raises(ValueError, match="at least one pass"):
-        speed_model.interpolated({})

@@ -268,7 +268,10 @@ class Server:
 
     def ask(self, question: tuple[int, list[list[int]]]) -> Any:
         """Send a batch size and prompts; returns what came back."""
-        self._pipe.send(question)
+        try:
+            self._pipe.send(question)
+        except OSError as error:
+            raise ValueError(f"vLLM has ended ({self.spec}); see its log") from error
         return self._receive()
 
     def close(self) -> None:

@@ -368,12 +368,15 @@ def test_only_a_broken_expansion_is_replaced(works: bool) -> None:
         return expanded(*given)
 
     own = sane if works else unwritten
-    module = SimpleNamespace(expand_batch_to_tokens=own)
+    module = SimpleNamespace(
+        expand_batch_to_tokens=own, apply_sampling_constraints=lambda logits, *given: -logits
+    )
     assert mend(module) is not works
     assert module.expand_batch_to_tokens is (own if works else expanded)
     ends = torch.tensor([2, 2, 5], dtype=torch.int32)
     found = module.expand_batch_to_tokens(torch.tensor([0, 8, 9]), ends, 5, 0, 1)
     assert found.tolist() == [1, 1, 9, 9, 9]
+    assert module.apply_sampling_constraints(torch.ones(2, 3)).tolist() == [[-1.0] * 3] * 2
 
 
 # --- the header of a response

@@ -82,18 +82,12 @@ class ModelDrafter:
 
     Args:
         model: the draft.
-        surety: adapts windows to the draft's own doubts: a draft ends behind the token at which the
-            probability that the draft gives to all of it falls below this. 0: windows of full
-            length. Whatever the windows, strict decoding stays exact.
     """
 
     draws = 1
 
-    def __init__(self, model: LanguageModel, *, surety: float = 0.0) -> None:
-        if not 0 <= surety < 1:
-            raise ValueError(f"surety is a probability in [0, 1), got {surety}")
+    def __init__(self, model: LanguageModel) -> None:
         self.model = model
-        self.surety = surety
         self.cache = RowCache(0, 0)
         self.unread: list[list[int]] = []  # committed, but not read: after a full window two
         self._drafted = 0
@@ -154,19 +148,16 @@ class ModelDrafter:
 
     def _draft(self, counts: list[int], uniforms: Tensor | None) -> Draft:
         ids, pads = pad_left([self._known(row) for row in self.unread], self.model.device)
-        chosen, logits, doubts = [], [], _Doubts(self.surety)
+        chosen, logits = [], []
         for step in range(self._drafted):
             row = self._next_logits(ids, pads)
             ids, pads = self._choose(row, uniforms, step)[:, None], None
             chosen.append(ids)
             if self._request.wants_logits:
                 logits.append(row)
-            if self.surety and doubts.end(row, ids):
-                break
-        self._drafted = len(chosen)
         return Draft(
             torch.cat(chosen, 1).to(self._request.device),
-            doubts.shortened(counts),
+            counts,
             self._stack(logits) if logits else None,
         )
 
@@ -191,27 +182,6 @@ class ModelDrafter:
             if missing
             else stacked
         )
-
-
-class _Doubts:
-    """How sure the draft is of all that it has drafted in this cycle, and where rows end by it."""
-
-    def __init__(self, surety: float) -> None:
-        self._surety = surety
-        self._sure: list[Tensor] = []  # after each token, (B, 1)
-
-    def end(self, logits: Tensor, ids: Tensor) -> bool:
-        """Take in the next token of every row, (B, V) and (B, 1); whether no row is sure enough."""
-        own = logits.float().softmax(-1).gather(-1, ids)
-        self._sure.append(self._sure[-1] * own if self._sure else own)
-        return bool((self._sure[-1] < self._surety).all())
-
-    def shortened(self, counts: list[int]) -> list[int]:
-        """Each row up to its first token that is not sure enough; it was drafted, so it stays."""
-        if not self._sure:
-            return counts
-        lengths = 1 + (torch.cat(self._sure, 1) >= self._surety).sum(1)
-        return [min(pair) for pair in zip(counts, lengths.tolist(), strict=True)]
 
 
 class _ListDrafter:

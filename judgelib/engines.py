@@ -33,6 +33,8 @@ GENERATE, ASSISTED, ENSEMBLE = (
     "transformers-generate", "transformers-assisted", "transformers-ensemble",
 )  # fmt: skip
 EAGER, COMPILED, VLLM = "judgelib", "judgelib-compiled", "vllm"
+UNPLUGGED = "vllm-unplugged"
+"""vLLM that does not load judgelib's plugin."""
 PLAIN = "plain"
 """The rule of an engine without a draft: one target call a token."""
 
@@ -45,7 +47,6 @@ class Spec:
         engine: one of the names above.
         rule, setting: as in `rulebook.build`, or `PLAIN`.
         draft_length: tokens drafted a cycle; 0 for `PLAIN`.
-        surety: see `ModelDrafter`; 0 for windows of one length.
         batch: texts side by side.
     """
 
@@ -53,7 +54,6 @@ class Spec:
     rule: str = rulebook.STRICT
     setting: float = 0.0
     draft_length: int = 0
-    surety: float = 0.0
     batch: int = 1
 
 
@@ -98,7 +98,7 @@ class Kit:
         """The engine; ValueError for an unknown one, or a window that does not fit its rule."""
         makers: dict[str, Callable[[Kit, Spec], Engine]] = {
             GENERATE: Transformers, ASSISTED: Transformers, ENSEMBLE: Transformers,
-            EAGER: Loop, COMPILED: Loop, VLLM: Remote,
+            EAGER: Loop, COMPILED: Loop, VLLM: Remote, UNPLUGGED: Remote,
         }  # fmt: skip
         if spec.engine not in makers:
             raise ValueError(f"expected an engine of {', '.join(makers)}, got {spec.engine!r}")
@@ -159,9 +159,7 @@ class Loop(Engine):
         judged = spec.rule.startswith((rulebook.JUDGE, rulebook.FLOORED))
         name = rulebook.STRICT if plain else spec.rule
         self.rule = rulebook.build(name, spec.setting, kit.heads if judged else {})
-        self.drafter: Drafter = (
-            NoDrafter() if plain else ModelDrafter(self.draft, surety=spec.surety)
-        )
+        self.drafter: Drafter = NoDrafter() if plain else ModelDrafter(self.draft)
 
     def answer(self, prompts: Prompts) -> Made:
         start = time.perf_counter()
@@ -306,6 +304,8 @@ def _serve(pipe: Connection, spec: Spec, pair: Pair, heads: dict[str, str], toke
 class _Vllm:
     def __init__(self, spec: Spec, pair: Pair, heads: dict[str, str], tokens: int) -> None:
         os.environ.update(VLLM_SETTINGS)
+        if spec.engine == UNPLUGGED:
+            os.environ["VLLM_PLUGINS"] = ""
         from vllm import LLM, SamplingParams
 
         self.params = SamplingParams(temperature=0.0, max_tokens=tokens, detokenize=False)

@@ -460,7 +460,7 @@ def table(bench: Benchmark, rows: Sequence[Row]) -> pd.DataFrame:
     hardware = f"{setup.machine.name}, {setup.target_dtype}, random weights, replayed acceptance"
     return pd.DataFrame([
         {"engine": row.engine, "rule": row.rule, "setting": row.setting,
-         "draft_length": row.window, "surety": 0.0, "batch": 1, "round": 0, "hardware": hardware,
+         "draft_length": row.window, "batch": 1, "round": 0, "hardware": hardware,
          "prompts": bench.options.prompts, "tokens": row.tokens, "cycles": row.cycles,
          "seconds": row.seconds, "bound_seconds": row.bound_seconds}
         for row in rows

@@ -36,9 +36,9 @@ SCHEMAS: dict[str, tuple[str, ...]] = {
         "head_claims": "claim domain measured low high holds",
         "quality": "rule setting domain prompts correct target_correct draft_correct tokens "
         "cycles drafted accepted mismatches_accepted",
-        "speed": "engine rule setting draft_length surety batch round hardware prompts tokens "
+        "speed": "engine rule setting draft_length batch round hardware prompts tokens "
         "cycles seconds bound_seconds",
-        "speed_windows": "engine rule setting draft_length surety batch round hardware prompts "
+        "speed_windows": "engine rule setting draft_length batch round hardware prompts "
         "tokens cycles seconds bound_seconds",
         "speed_phases": "engine rule draft_length phase share",
         "operating_points": "rule setting choice",

@@ -12,7 +12,8 @@ In the papers' notation p is the target's distribution and q the draft's.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, reduce
+from operator import and_
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
@@ -79,6 +80,12 @@ class Window:
         return draw(self.p, self.pick_uniforms)
 
     @cached_property
+    def allowed(self) -> Tensor:
+        """(k,) False where the request forbids the token (a logit of -inf): no lossy rule may let
+        it through."""
+        return _of_drafted(self.predictions, self) > float("-inf")
+
+    @cached_property
     def p(self) -> Tensor:
         """(k + 1, V) the target's distribution."""
         return self.sampling.distribution(self.target_logits)
@@ -122,7 +129,8 @@ class Window:
 
 
 def _tempered(logits: Tensor, sampling: Sampling) -> Tensor:
-    return logits.float() / (sampling.temperature or 1.0)
+    logits = logits.float()
+    return logits if sampling.greedy else logits / sampling.temperature
 
 
 class Needs(NamedTuple):
@@ -265,9 +273,12 @@ class Either(_Joined):
         return self.votes(window) > 0
 
     def votes(self, window: Window) -> Tensor:
-        votes = torch.zeros_like(window.draft_ids)
-        for number, (part, own) in enumerate(self._shares(window), start=1):
-            votes = torch.where((votes == 0) & part.accept(own), number, votes)
+        (first, own), *others = self._shares(window)
+        votes = first.accept(own).long()
+        for number, (part, own) in enumerate(others, start=2):
+            if votes.device.type == "cpu" and votes.all():
+                break  # nobody is left to ask; on a GPU, asking everybody is cheaper than to look
+            votes = torch.where(votes > 0, votes, number * part.accept(own))
         return votes
 
     def replacement(self, window: Window, accepted: Tensor) -> Tensor:
@@ -287,8 +298,7 @@ class Both(_Joined):
         return " & ".join(f"({name})" if either else name for name, either in names)
 
     def accept(self, window: Window) -> Tensor:
-        masks = [rule.accept(own) for rule, own in self._shares(window)]
-        return torch.stack(masks).all(0)
+        return reduce(and_, (rule.accept(own) for rule, own in self._shares(window)))
 
 
 class StrictPrefix(Rule):
@@ -394,7 +404,7 @@ class TopK(Rule):
     def accept(self, window: Window) -> Tensor:
         own = window.predictions.gather(-1, window.draft_ids[..., None])
         better = (window.predictions > own).sum(-1)
-        return (better < self.k) & _allowed(window)
+        return (better < self.k) & window.allowed
 
 
 class Typical(Rule):
@@ -419,7 +429,7 @@ class Typical(Rule):
     def accept(self, window: Window) -> Tensor:
         entropy = torch.special.entr(window.belief).sum(-1)  # in nats
         enough = (self.alpha * torch.exp(-entropy)).clamp(max=self.epsilon)
-        return (_of_drafted(window.belief, window) > enough) & _allowed(window)
+        return (_of_drafted(window.belief, window) > enough) & window.allowed
 
 
 class Ratio(Rule):
@@ -442,7 +452,7 @@ class Ratio(Rule):
         logits = window.tempered
         # Two logits say how likely one token is beside another; no softmax over all is needed.
         own = (_of_drafted(logits, window) - logits.amax(-1)).exp()
-        return (own >= self.tau) & _allowed(window)
+        return (own >= self.tau) & window.allowed
 
 
 class Divergence(Rule):
@@ -477,7 +487,7 @@ class Divergence(Rule):
         else:
             middle = (p + q) / 2
             apart = (relative_entropy(p, middle) + relative_entropy(q, middle)) / 2
-        return (apart < self.limit) & _allowed(window)
+        return (apart < self.limit) & window.allowed
 
 
 def relative_entropy(p: Tensor, q: Tensor) -> Tensor:
@@ -521,7 +531,7 @@ class Deferred(Rule):
             mismatch = mismatch | ~window.valid
         so_far = torch.nn.functional.pad(mismatch.long(), (0, self.quiet), value=1).cumsum(-1)
         calm = so_far[..., self.quiet :] == so_far[..., : -self.quiet]
-        return (unsure >= self.entropy) & calm & _allowed(window)
+        return (unsure >= self.entropy) & calm & window.allowed
 
 
 class Ensemble(Rule):
@@ -553,11 +563,11 @@ class Ensemble(Rule):
     def accept(self, window: Window) -> Tensor:
         if window.sampling.greedy:
             mixture = self._mix(window.belief, window.draft_belief)
-            return (mixture.argmax(-1) == window.draft_ids) & _allowed(window)
+            return (mixture.argmax(-1) == window.draft_ids) & window.allowed
         x = window.draft_ids[..., None]
         p_x, q_x = window.p[..., :-1, :].gather(-1, x), window.q.gather(-1, x)
         kept = acceptable(self._mix(p_x, q_x), q_x, _uniforms(self, window))
-        return kept.squeeze(-1) & _allowed(window)
+        return kept.squeeze(-1) & window.allowed
 
     def replacement(self, window: Window, accepted: Tensor) -> Tensor:
         row = accepted[..., None]
@@ -592,7 +602,7 @@ class RandomAccept(Rule):
         return f"RandomAccept({self.rate:g})"
 
     def accept(self, window: Window) -> Tensor:
-        return (_uniforms(self, window).squeeze(-1) < self.rate) & _allowed(window)
+        return (_uniforms(self, window).squeeze(-1) < self.rate) & window.allowed
 
 
 class Judge(Rule):
@@ -641,13 +651,7 @@ class Judge(Rule):
             with torch.inference_mode(False):  # else the weights could not leave this loop
                 self._folded.to(reactions.device)
         # A NaN is not above anything: a token that cannot be judged is rejected.
-        return (self._folded.probability(reactions) > self.threshold) & _allowed(window)
-
-
-def _allowed(window: Window) -> Tensor:
-    """(k,) False where the request forbids the token (a logit of -inf): no lossy rule may let it
-    through."""
-    return _of_drafted(window.predictions, window) > float("-inf")
+        return (self._folded.probability(reactions) > self.threshold) & window.allowed
 
 
 def _of_drafted(values: Tensor, window: Window) -> Tensor:

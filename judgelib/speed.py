@@ -21,6 +21,7 @@ from judgelib.engines import (
     ENSEMBLE,
     GENERATE,
     PLAIN,
+    UNPLUGGED,
     VLLM,
     Kit,
     Loop,
@@ -130,7 +131,7 @@ def best_windows(table: pd.DataFrame) -> dict[tuple[str, str], int]:
 
 
 def lineup(
-    best: dict[tuple[str, str], int], threshold: float, *, common: int, batch: int, surety: float
+    best: dict[tuple[str, str], int], threshold: float, *, common: int, batch: int
 ) -> list[Spec]:
     """All engines of one comparison.
 
@@ -139,7 +140,6 @@ def lineup(
         threshold: of the judge.
         common: the window at which strict verification is compared with transformers'.
         batch: texts side by side in the second half.
-        surety: of strict verification with adaptive windows; the window is then the judge's.
     """
 
     def window(engine: str, rule: str) -> int:
@@ -154,7 +154,8 @@ def lineup(
             Spec(engine, *RATIO, judged, batch=size),
         ]
 
-    served = [*rules(VLLM), *rules(VLLM, batch)] if has_vllm() else []
+    unplugged = Spec(UNPLUGGED, STRICT, 0.0, window(VLLM, STRICT))
+    served = [*rules(VLLM), unplugged, *rules(VLLM, batch)] if has_vllm() else []
     every = [
         Spec(GENERATE, PLAIN),
         Spec(ASSISTED, STRICT, 0.0, common),
@@ -162,7 +163,6 @@ def lineup(
         *(Spec(engine, STRICT, 0.0, common) for engine in (EAGER, COMPILED)),
         *rules(EAGER),
         *rules(COMPILED),
-        Spec(COMPILED, STRICT, 0.0, window(COMPILED, JUDGE), surety),
         Spec(GENERATE, PLAIN, batch=batch),
         *rules(EAGER, batch)[1:3],
         *rules(COMPILED, batch)[1:3],
@@ -233,11 +233,10 @@ def named(table: pd.DataFrame, windows: pd.DataFrame, name: str) -> Spec | None:
         table: of `side_by_side`.
         windows: of `sweep`, whose best window is meant where a rule was timed with several.
         name: engine and rule; "judgelib strict common" has the window of transformers' assisted
-            generation, "judgelib strict adaptive" adaptive windows.
+            generation.
     """
     engine, rule, *which = name.split()
     own = table[(table["batch"] == 1) & (table["engine"] == engine) & (table["rule"] == rule)]
-    own = own[(own["surety"] > 0) == (which == ["adaptive"])]
     if own.empty:
         return None
     window = int(own["draft_length"].iloc[-1])
@@ -246,7 +245,7 @@ def named(table: pd.DataFrame, windows: pd.DataFrame, name: str) -> Spec | None:
     elif not which:
         window = best_windows(windows).get((engine, rule), window)
     row = own.iloc[0]
-    return Spec(engine, rule, float(row["setting"]), window, float(row["surety"]))
+    return Spec(engine, rule, float(row["setting"]), window)
 
 
 # --- verdicts ----------------------------------------------------------------------------------
@@ -258,9 +257,7 @@ COMPARISONS = {
     "the judge over plain decoding, vLLM": (f"{VLLM} {JUDGE}", f"{VLLM} plain"),
     "the loop over assisted generation, strict": (f"{EAGER} strict common", f"{ASSISTED} strict"),
     "compiled over eager, strict": (f"{COMPILED} strict common", f"{EAGER} strict common"),
-    "strict with adaptive windows over fixed, compiled": (
-        f"{COMPILED} strict adaptive", f"{COMPILED} strict",
-    ),
+    "vLLM with the plugin over vLLM without it, strict": (f"{VLLM} strict", f"{UNPLUGGED} strict"),
 }  # fmt: skip
 """What is compared in words, and as `named` has it."""
 

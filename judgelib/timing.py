@@ -40,7 +40,7 @@ from judgelib.engines import (
 from judgelib.evaluation import Pair
 from judgelib.models import LanguageModel
 
-ROUND = ("engine", "rule", "setting", "draft_length", "surety", "batch")
+ROUND = ("engine", "rule", "setting", "draft_length", "batch")
 """What names an engine in the table `speed`."""
 
 

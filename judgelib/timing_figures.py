@@ -13,7 +13,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import PercentFormatter
 
-from judgelib.engines import COMPILED, EAGER, ENSEMBLE, GENERATE, PLAIN, VLLM
+from judgelib.engines import COMPILED, EAGER, ENSEMBLE, GENERATE, PLAIN, UNPLUGGED, VLLM
 from judgelib.figures import BLUE, GREY, RULES, SKY, STYLE, VERMILION, Look, look, require, span
 from judgelib.timing import PHASES
 
@@ -70,7 +70,7 @@ def engines_figure(found: pd.DataFrame, *, prompts: Sequence[int]) -> Figure:
         found: of `speed.speeds`.
         prompts: how many prompts stand behind the rows.
     """
-    require(found, "engine rule draft_length surety batch tokens_per_second low high of_bound")
+    require(found, "engine rule draft_length batch tokens_per_second low high of_bound")
     sizes = sorted(found["batch"].unique())
     with mpl.rc_context({**STYLE, "axes.grid.axis": "x"}):
         heights = [(found["batch"] == size).sum() for size in sizes]
@@ -108,13 +108,15 @@ def _rows(axes: Axes, rows: pd.DataFrame) -> None:
 
 def row_name(row: Any) -> str:
     """An engine in words: which, by which rule, with which window."""
-    engine = {GENERATE: "transformers", ENSEMBLE: "transformers", VLLM: "vLLM"}.get(
-        row.engine, TITLES.get(row.engine, row.engine.replace("-", " "))
-    )
+    engine = {
+        GENERATE: "transformers",
+        ENSEMBLE: "transformers",
+        VLLM: "vLLM",
+        UNPLUGGED: "vLLM without the plugin",
+    }.get(row.engine, TITLES.get(row.engine, row.engine.replace("-", " ")))
     if row.rule == PLAIN:
         return f"{engine}, {PLAIN_LOOK.label}"
-    window = f"up to {row.draft_length}" if row.surety else f"{row.draft_length}"
-    return f"{engine}, {look(RULES, row.rule).label}, window {window}"
+    return f"{engine}, {look(RULES, row.rule).label}, window {row.draft_length}"
 
 
 def rule_look(rule: str) -> Look:
@@ -130,7 +132,7 @@ def phases_figure(shares: pd.DataFrame) -> Figure:
     """
     require(shares, "engine rule draft_length phase share")
     loops = shares.drop_duplicates(["engine", "rule", "draft_length"])
-    listed: list[Any] = list(loops.assign(surety=0.0).itertuples())
+    listed: list[Any] = list(loops.itertuples())
     with mpl.rc_context({**STYLE, "axes.grid.axis": "x"}):
         fig = Figure(figsize=(9.2, 1.5 + 0.42 * len(listed)), layout="constrained")
         axes = fig.subplots()

@@ -7,7 +7,6 @@ from typing import Any
 
 import checks
 import pytest
-import tiny
 import torch
 
 from judgelib.decoding import (
@@ -26,8 +25,7 @@ from judgelib.drafting import (
     Request,
     TextDrafter,
 )
-from judgelib.models import LanguageModel
-from judgelib.rules import Match, Ratio, Rule, SpeculativeSampling, TopK
+from judgelib.rules import Match
 from judgelib.sampling import Sampling
 
 
@@ -193,88 +191,3 @@ def test_no_drafter_serves_a_stream(pair: checks.Pair) -> None:
 
     speculate_stream(pair[0], NoDrafter(), Match(), feed, longest=40)
     assert [text.ids for text in made] == [one.ids[:7] for one in checks.oracles(pair[0])[:3]]
-
-
-SURE = [0.2, 0.5, 0.9]
-
-
-@pytest.fixture(scope="module")
-def surer(pair: checks.Pair) -> LanguageModel:
-    """The draft with larger logits: it says the same, now and then without doubt."""
-    model = tiny.disturbed(pair[0])
-    model.model.lm_head.weight.data.mul_(3.0)
-    return model
-
-
-@pytest.mark.parametrize("surety", SURE)
-def test_strict_text_is_the_same_for_any_surety(
-    pair: checks.Pair, surer: LanguageModel, surety: float
-) -> None:
-    drafter = ModelDrafter(surer, surety=surety)
-    options: dict[str, Any] = {"window": 6, "max_new_tokens": checks.TOKENS}
-    made = speculate_batch(pair[0], drafter, Match(), checks.PROMPTS, **options)
-    assert [one.ids for one in made] == [one.ids for one in checks.oracles(pair[0])]
-
-
-def test_a_draft_ends_behind_the_first_token_it_is_not_sure_of(surer: LanguageModel) -> None:
-    """Against the probabilities of the whole text, read at once."""
-    lengths = set()
-    for prompt in checks.PROMPTS:
-        full = autoregress(surer, prompt, max_new_tokens=6, eos_ids=()).ids
-        sure = likelihoods(surer, prompt, full)
-        for surety in SURE:
-            expected = next((n for n, own in enumerate(sure, 1) if own < surety), 6)
-            drafter = ModelDrafter(surer, surety=surety)
-            drafter.start([prompt], request(window=6))
-            assert proposals(drafter, 6) == [full[:expected]]
-            assert proposals_again(drafter, full[:expected]) <= 2  # and never more than asked
-            lengths.add(expected)
-    assert {1, 6} < lengths
-
-
-@torch.inference_mode()
-def likelihoods(model: LanguageModel, prompt: list[int], text: list[int]) -> list[float]:
-    """After each token: the probability of all so far."""
-    logits = model.model(torch.tensor([prompt + text])).logits[0, len(prompt) - 1 : -1]
-    own = logits.softmax(-1)[range(len(text)), text]
-    return [float(value) for value in own.cumprod(0)]
-
-
-def proposals_again(drafter: ModelDrafter, accepted: list[int]) -> int:
-    """How many tokens a request for two gets in the next cycle."""
-    drafter.commit([[*accepted, 17]], [len(accepted)])
-    return len(proposals(drafter, 2)[0])
-
-
-@pytest.mark.parametrize("rule", [Match(), Match() | TopK(3), Ratio(0.05)], ids=repr)
-def test_unsure_rows_in_a_batch_come_out_as_alone(
-    pair: checks.Pair, surer: LanguageModel, rule: Rule
-) -> None:
-    """Ids and cycles: a row's window ends by its own doubts, whatever its neighbours draft."""
-    prompts = tiny.prompts(7, seed=5)
-    options: dict[str, Any] = {"window": 6, "max_new_tokens": 25}
-    drafter = ModelDrafter(surer, surety=0.5)
-    together = speculate_batch(pair[0], drafter, rule, prompts, **options)
-    assert together == [speculate(pair[0], drafter, rule, prompt, **options) for prompt in prompts]
-    drafted = [cycle.drafted for one in together for cycle in one.cycles[:-1]]
-    assert max(drafted) <= 6 and len(set(drafted)) > 3
-    whole = speculate_batch(pair[0], ModelDrafter(surer), rule, prompts, **options)
-    assert sum(one.drafted for one in together) < sum(one.drafted for one in whole)
-
-
-def test_unsure_drafts_sample_alike(pair: checks.Pair, surer: LanguageModel) -> None:
-    """The draws of a row are its own, however long the windows."""
-    prompts = tiny.prompts(4, seed=6)
-    options: dict[str, Any] = {"window": 5, "max_new_tokens": 16, "temperature": 0.9}
-    drafter, rule = ModelDrafter(surer, surety=0.4), SpeculativeSampling()
-    together = speculate_batch(
-        pair[0], drafter, rule, prompts, generators=tiny.generators(4), **options
-    )
-    for prompt, made, generator in zip(prompts, together, tiny.generators(4), strict=True):
-        assert made == speculate(pair[0], drafter, rule, prompt, generator=generator, **options)
-
-
-@pytest.mark.parametrize("surety", [-0.1, 1.0, 2, float("nan")])
-def test_surety_is_a_probability(pair: checks.Pair, surety: float) -> None:
-    with pytest.raises(ValueError, match=r"surety is a probability in \[0, 1\), got"):
-        ModelDrafter(pair[1], surety=surety)

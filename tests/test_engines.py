@@ -69,7 +69,6 @@ STRICT = [
     Spec(EAGER, PLAIN),
     Spec(EAGER, PLAIN, batch=3),
     Spec(EAGER, draft_length=4),
-    Spec(EAGER, draft_length=4, surety=0.5),
     Spec(EAGER, draft_length=4, batch=3),
 ]
 
@@ -129,15 +128,6 @@ def test_lossy_rules_take_fewer_cycles(kit: Kit, rule: str) -> None:
     assert lossy.tokens / lossy.cycles > strict.tokens / strict.cycles
 
 
-def test_surety_reaches_the_drafter(kit: Kit) -> None:
-    drafted = []
-    for surety in (0.0, 0.9):
-        loop: Any = kit.build(Spec(EAGER, draft_length=6, surety=surety))
-        loop.answer(PROMPTS)
-        drafted.append(sum(text.drafted for text in loop.texts))
-    assert drafted[1] < drafted[0]
-
-
 def test_the_window_of_assisted_generation_is_fixed(kit: Kit) -> None:
     """Two engines share the draft; each sets its own window when it answers."""
     first, second = (kit.build(Spec(ASSISTED, draft_length=n)) for n in (3, 7))
@@ -186,7 +176,6 @@ def test_models_are_loaded_once(kit: Kit, monkeypatch: pytest.MonkeyPatch) -> No
         (Spec(ASSISTED, draft_length=4, batch=2), "transformers-assisted decodes one text at a"),
         (Spec(EAGER, "best", draft_length=4), "expected a rule of strict, .*'best'"),
         (Spec(EAGER, "judge_best", 0.5, 4), "expected a judge of the heads all, got 'best'"),
-        (Spec(EAGER, draft_length=4, surety=1.0), "surety is a probability"),
     ],
     ids=lambda value: value.engine if isinstance(value, Spec) else "",
 )

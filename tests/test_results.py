@@ -64,7 +64,7 @@ def test_a_saved_table_comes_back_from_the_documented_place(root: Path) -> None:
         ),
         (
             "speed",
-            "engine rule setting draft_length surety batch round hardware prompts tokens cycles "
+            "engine rule setting draft_length batch round hardware prompts tokens cycles "
             "seconds bound_seconds",
         ),
         ("ablations", "study variant domain prompts correct tokens cycles accepted auc"),

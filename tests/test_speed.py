@@ -10,11 +10,26 @@ import pandas as pd
 import pytest
 
 from judgelib import speed, timing_figures
-from judgelib.engines import ASSISTED, COMPILED, EAGER, ENSEMBLE, GENERATE, PLAIN, VLLM, Spec
+from judgelib.engines import (
+    ASSISTED,
+    COMPILED,
+    EAGER,
+    ENSEMBLE,
+    GENERATE,
+    PLAIN,
+    UNPLUGGED,
+    VLLM,
+    Spec,
+)
 from judgelib.results import SCHEMAS
 
 TIMES = {PLAIN: 1.0, "strict": 2.0, speed.JUDGE: 3.0, "ratio": 3.1, "ensemble": 1.5}
 NOISE = (1.0, 0.5, 2.0)  # a round slows every engine down alike
+
+
+FACTOR = {
+    EAGER: 100, COMPILED: 200, VLLM: 400, UNPLUGGED: 400, GENERATE: 90, ASSISTED: 50, ENSEMBLE: 50,
+}  # fmt: skip
 
 
 def rows_for(spec: Spec, rate: float) -> list[dict[str, Any]]:
@@ -30,11 +45,10 @@ def rows_for(spec: Spec, rate: float) -> list[dict[str, Any]]:
 
 
 def table_of(specs: list[Spec]) -> pd.DataFrame:
-    factor = {EAGER: 100, COMPILED: 200, VLLM: 400, GENERATE: 90, ASSISTED: 50, ENSEMBLE: 50}
     return pd.DataFrame(
         row
         for spec in specs
-        for row in rows_for(spec, factor[spec.engine] * TIMES[spec.rule])
+        for row in rows_for(spec, FACTOR[spec.engine] * TIMES[spec.rule])
     )  # fmt: skip
 
 
@@ -54,7 +68,7 @@ def windows() -> pd.DataFrame:
 def lineup(windows: pd.DataFrame, monkeypatch: pytest.MonkeyPatch) -> list[Spec]:
     monkeypatch.setattr(speed, "has_vllm", lambda: True)
     best = speed.best_windows(windows)
-    return speed.lineup(best, 0.3, common=5, batch=16, surety=0.4)
+    return speed.lineup(best, 0.3, common=5, batch=16)
 
 
 def test_best_windows_are_those_with_the_most_tokens_per_second(windows: pd.DataFrame) -> None:
@@ -65,7 +79,7 @@ def test_best_windows_are_those_with_the_most_tokens_per_second(windows: pd.Data
 
 def test_lineup_holds_every_engine_once(lineup: list[Spec]) -> None:
     assert len(set(lineup)) == len(lineup)
-    assert {spec.engine for spec in lineup} == {EAGER, COMPILED, VLLM, GENERATE, ASSISTED, ENSEMBLE}
+    assert {spec.engine for spec in lineup} == set(FACTOR)
     judged = {spec.draft_length for spec in lineup if spec.rule == speed.JUDGE}
     assert judged == {16}  # vLLM, which chose no windows, takes the compiled loop's
     assert {spec.batch for spec in lineup if spec.engine == VLLM} == {1, 16}
@@ -76,10 +90,10 @@ def test_without_vllm_its_rows_are_missing(
     windows: pd.DataFrame, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(speed, "has_vllm", lambda: False)
-    specs = speed.lineup(speed.best_windows(windows), 0.3, common=5, batch=16, surety=0.4)
-    assert VLLM not in {spec.engine for spec in specs}
+    specs = speed.lineup(speed.best_windows(windows), 0.3, common=5, batch=16)
+    assert not {VLLM, UNPLUGGED} & {spec.engine for spec in specs}
     found = speed.verdicts(table_of(specs), windows)
-    assert len(found) == len(speed.COMPARISONS) - 2
+    assert len(found) == len(speed.COMPARISONS) - 3
 
 
 def test_speeds_are_medians_over_rounds(lineup: list[Spec]) -> None:
@@ -106,8 +120,6 @@ def test_named_engines(lineup: list[Spec], windows: pd.DataFrame) -> None:
     table = table_of(lineup)
     assert speed.named(table, windows, "judgelib strict") == Spec(EAGER, "strict", 0.0, 8)
     assert speed.named(table, windows, "judgelib strict common") == Spec(EAGER, "strict", 0.0, 5)
-    adaptive = speed.named(table, windows, "judgelib-compiled strict adaptive")
-    assert adaptive == Spec(COMPILED, "strict", 0.0, 16, 0.4)
     assert speed.named(table, windows, "vllm nothing") is None
     with pytest.raises(ValueError, match="expected rounds of"):
         speed.ratio(table, Spec(EAGER, "strict", 0.0, 99), Spec(EAGER, "strict", 0.0, 8))
@@ -135,7 +147,7 @@ def test_figures_show_every_engine(lineup: list[Spec], windows: pd.DataFrame) ->
     labels = [text.get_text() for axes in panels for text in axes.get_yticklabels()]
     assert len(labels) == len(lineup)
     assert "transformers assisted, strict, window 5" in labels
-    assert "judgelib, compiled, strict, window up to 16" in labels
+    assert "vLLM without the plugin, strict, window 8" in labels
     checked = speed.speeds(windows).assign(
         measured=lambda t: t["tokens_per_second"], predicted=lambda t: t["tokens_per_second"] * 1.1
     )

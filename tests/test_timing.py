@@ -45,7 +45,12 @@ def loop(kit: Kit) -> Loop:
 
 
 def test_table_of_rounds_is_complete(kit: Kit) -> None:
-    specs = [Spec(GENERATE, PLAIN), Spec(EAGER, PLAIN), STRICT, Spec(EAGER, "strict", 0.0, 4, 0, 2)]
+    specs = [
+        Spec(GENERATE, PLAIN),
+        Spec(EAGER, PLAIN),
+        STRICT,
+        Spec(EAGER, draft_length=4, batch=2),
+    ]
     lines: list[str] = []
     engines = [kit.build(spec) for spec in specs]
     table = timing.rounds(engines, PROMPTS, repeats=2, progress=lines.append)
@@ -97,7 +102,7 @@ def test_summary_compares_within_rounds() -> None:
 
 def test_summary_tells_all_engines_apart() -> None:
     """Two that differ in one column only are two rows."""
-    specs = [STRICT, Spec(EAGER, draft_length=4, surety=0.3), Spec(EAGER, draft_length=4, batch=2)]
+    specs = [STRICT, Spec(EAGER, draft_length=5), Spec(EAGER, draft_length=5, batch=2)]
     rows = [
         {name: getattr(spec, name) for name in timing.ROUND}
         | {"round": 1, "tokens": 10, "cycles": 5, "seconds": 1.0, "bound_seconds": 0.5}

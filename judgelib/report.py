@@ -1,9 +1,9 @@
-"""The README's numbers, written by a command from the tables: nobody types one.
+"""The numbers of README and docs, written by a command from the tables: nobody types one.
 
     python -m judgelib.report [--profile sandbox]      # or: make report
 
-Each block of the README between `<!-- report:NAME -->` and `<!-- /report -->` is replaced by what
-the function of that name makes of the profile's tables.
+Each block between `<!-- report:NAME -->` and `<!-- /report -->` is replaced by what the function of
+that name makes of the profile's tables.
 """
 
 from __future__ import annotations
@@ -192,6 +192,34 @@ def claims(profile: str) -> str:
     return markdown(pd.DataFrame({**columns, "measured": measured, "verdict": table["holds"]}))
 
 
+ASKED = {
+    "C1": "Strict verification rejects good text",
+    "C2": "A linear head on the target's state tells wrong tokens",
+    "C3": "A judge multiplies the accepted tokens",
+    "C4": "Quality holds",
+    "C5": "Acceptance becomes speed",
+    "C6": "What labels leave out costs quality",
+    "C7": "A deeper head gains nothing",
+    "C8": "Labels can be mined without annotators",
+    "C9": "Mined judges beat top-K acceptance",
+    "C10": "Mined heads do not transfer to other domains",
+    "C11": "Judges beat training-free rules",
+    "C12": "Self-corrections in training teach the state what is wrong",
+}
+"""What the claims of one id ask, in a line."""
+
+
+def overview(profile: str) -> str:
+    """How many of the declared claims hold, by what they ask."""
+    found = load_table("claims", profile)
+    says = found["holds"].where(found["holds"].isin(["holds", "fails"]), "undecided")
+    counts = pd.crosstab(found["id"], says).reindex(
+        index=list(ASKED), columns=["holds", "fails", "undecided"], fill_value=0
+    )
+    counts.insert(0, "claim", [f"{name}: {asked}" for name, asked in ASKED.items()])
+    return markdown(counts)
+
+
 BLOCKS: dict[str, Callable[[str], str]] = {
     function.__name__: function
     for function in (
@@ -205,6 +233,7 @@ BLOCKS: dict[str, Callable[[str], str]] = {
         engines,
         speedups,
         claims,
+        overview,
     )
 }
 
@@ -248,14 +277,22 @@ def filled(text: str, profile: str) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description="Fill the README's tables.")
+    parser = argparse.ArgumentParser(description="Fill the tables of README and docs.")
     parser.add_argument("--profile", default="sandbox")
-    parser.add_argument("--file", type=Path, default=project_root() / "README.md")
+    parser.add_argument("--file", type=Path, action="append", help="a page (default: all of them)")
     options = parser.parse_args(arguments)
-    text = filled(options.file.read_text(encoding="utf-8"), options.profile)
-    write_files({options.file: text.encode()})
-    print(f"{options.file.name}: tables of profile {options.profile} written")
+    for page in options.file or pages():
+        text = filled(page.read_text(encoding="utf-8"), options.profile)
+        write_files({page: text.encode()})
+        print(f"{page.name}: tables of profile {options.profile} written")
     return 0
+
+
+def pages() -> list[Path]:
+    """The project's pages that have such blocks."""
+    root = project_root()
+    all_pages = [root / "README.md", *sorted((root / "docs").glob("*.md"))]
+    return [page for page in all_pages if BLOCK.search(page.read_text(encoding="utf-8"))]
 
 
 if __name__ == "__main__":

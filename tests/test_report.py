@@ -6,6 +6,7 @@ import pandas as pd
 import pytest
 
 from judgelib import report, results
+from judgelib.claims import declarations
 
 TEXT = """before
 <!-- report:family -->
@@ -70,3 +71,30 @@ def test_the_command_writes_the_file(
     assert report.main(["--profile", profile, "--file", str(page)]) == 0
     assert page.read_text() == report.filled(TEXT, profile)
     assert "README.md" in capsys.readouterr().out
+
+
+def test_the_overview_counts_what_holds(profile: str) -> None:
+    """Whatever is neither shown nor refuted is undecided."""
+    verdicts = {"C1": ["holds", "holds", "fails"], "C4": ["undecided: 9 of 10 prompts", "holds"]}
+    columns = list(results.SCHEMAS["claims"])
+    rows = [
+        {**dict.fromkeys(columns, 0), "id": name, "holds": said}
+        for name, all_said in verdicts.items()
+        for said in all_said
+    ]
+    table = pd.DataFrame(rows, columns=columns)
+    results.save_table(table, "claims", profile=profile, parameters={}, seeds=[0], started=0.0)
+    lines = report.overview(profile).splitlines()
+    assert lines[2] == "| C1: Strict verification rejects good text | 2 | 1 | 0 |"
+    assert lines[5] == "| C4: Quality holds | 1 | 0 | 1 |"
+    assert {entry.id for entry in declarations()} == set(report.ASKED)
+
+
+def test_without_a_file_every_page_with_blocks_is_filled(profile: str, tmp_path: Path) -> None:
+    (tmp_path / "docs").mkdir()
+    pages = {tmp_path / "README.md": TEXT, tmp_path / "docs" / "a.md": TEXT}
+    for page, text in {**pages, tmp_path / "docs" / "b.md": "stale\n"}.items():
+        page.write_text(text)
+    assert report.main(["--profile", profile]) == 0
+    assert {page.read_text() for page in pages} == {report.filled(TEXT, profile)}
+    assert (tmp_path / "docs" / "b.md").read_text() == "stale\n"

@@ -1,6 +1,6 @@
 """Decode one prompt strictly and with a judge, and write the explorer's page.
 
-    python -m judgelib.explorer --prompt "..." --output explorer.html     # or: make explore
+python -m judgelib.explorer --prompt "..." --output explorer.html     # or: make explore
 """
 
 from __future__ import annotations
@@ -60,9 +60,7 @@ def _head(name: str, profile: str) -> Path:
         return Path(name)
     known = heads(load_profile(profile))
     if name not in known:
-        raise ValueError(
-            f"expected a head of {', '.join(known)} or a head's folder, got {name!r}"
-        )
+        raise ValueError(f"expected a head of {', '.join(known)} or a head's folder, got {name!r}")
     return known[name]
 
 

@@ -108,4 +108,6 @@ def _why(source: str, label: int) -> str:
         return "Label 1: before any mistake." if label else "Label 0: here the answer goes wrong."
     if label:
         return "Label 1: the draft's token, with which the target still reaches its own answer."
-    return "Label 0: with the draft's token the target reaches another answer, so its own came back."
+    return (
+        "Label 0: with the draft's token the target reaches another answer, so its own came back."
+    )

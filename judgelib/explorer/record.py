@@ -180,7 +180,11 @@ class Record:
     def to_json(self) -> Mapping[str, Any]:
         """Plain values for the page; a value that says nothing is left out."""
         tokens = [
-            {key: value for key, value in asdict(token).items() if value not in ("", None, False)}
+            {key: value for key, value in asdict(token).items() if not _says_nothing(value)}
             for token in self.tokens
         ]
         return {**asdict(self), "tokens": tokens, "cycles": self.cycles, "counts": self.counts}
+
+
+def _says_nothing(value: Any) -> bool:
+    return value is None or value is False or value == ""

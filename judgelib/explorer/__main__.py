@@ -9,7 +9,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from judgelib.explorer.compare import compare
+from judgelib.explorer.compare import asked, compare
 from judgelib.head import JudgeHead
 from judgelib.models import load_pair
 from judgelib.profiles import load_profile
@@ -45,7 +45,8 @@ def _parser() -> argparse.ArgumentParser:
 def _explore(options: argparse.Namespace) -> Path:
     profile = load_profile(options.profile)
     head = JudgeHead.from_pretrained(_head(options.head, options.profile))
-    question = options.prompt or _question(options.task, options.number)
+    own = options.prompt is not None
+    question = asked(options.prompt) if own else _question(options.task, options.number)
     pair = load_pair(profile.model("target"), profile.model("draft"), dtype=profile.dtype)
     page = compare(
         *pair, head, question, threshold=options.threshold, window=options.window,

@@ -47,7 +47,7 @@ def compare(
     """
     head.check(target, draft)
     judge = Judge(head, threshold)
-    question = _asked(question) if isinstance(question, str) else question
+    question = asked(question) if isinstance(question, str) else question
     prompt = "\n\n".join(message["content"] for message in question.messages)
     ids = prompt_ids(target.tokenizer, question)
     ways = {
@@ -64,7 +64,8 @@ def compare(
     return Page(found, title="How this answer got there: strict verification and a judge")
 
 
-def _asked(text: str) -> Question:
+def asked(text: str) -> Question:
+    """A question of a user's own; ValueError if there is nothing in it."""
     if not text.strip():
         raise ValueError("expected a question, got an empty text; write what the model is asked")
     return Question("asked", "asked", ({"role": "user", "content": text},), "", None)

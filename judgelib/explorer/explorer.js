@@ -16,7 +16,8 @@ class Panel {
     this.record = record;
     this.threshold = record.threshold;
     this.chosen = 0;
-    this.details = make("div", "details", { id: `details-${number}` });
+    const brief = record.tokens.some(({ target }) => target.length) ? "" : "brief";
+    this.details = make("div", `details ${brief}`, { id: `details-${number}` });
     this.text = make("div", "text", { role: "listbox", "aria-label": `${record.title}: the answer` });
     this.flags = record.tokens.map(() => mark("flag", ""));
     this.options = record.tokens.map((token, place) => this.option(token, place));
@@ -41,7 +42,7 @@ class Panel {
     const { record } = this;
     const option = make("span", `token ${token.origin}`, { role: "option" });
     const before = record.tokens[place - 1];
-    if (place === record.parts) option.append(mark("parts", "≠ the texts part here"));
+    if (place === record.parts) option.append(mark("parts", "≠ texts part"));
     option.append(this.flags[place]);
     if (token.cycle && token.cycle !== before?.cycle) option.append(mark("cycle", token.cycle));
     if (token.rejected) option.append(mark("gone", visible(token.rejected[0])));
@@ -136,7 +137,8 @@ class Panel {
     if (!token) return;
     const { tokens } = this.record;
     const cycle = token.cycle ? ` · target call ${token.cycle}` : "";
-    const about = ` token ${place + 1} of ${tokens.length} · id ${token.id}${cycle} · `;
+    const judge = token.probability === undefined ? "" : ` · judge ${token.probability.toFixed(4)}`;
+    const about = ` token ${place + 1} of ${tokens.length} · id ${token.id}${cycle}${judge} · `;
     const origin = `${data.origins[token.origin].mark} ${data.origins[token.origin].label}`.trim();
     this.details.replaceChildren(
       make("p", "", {}, [make("span", "name", {}, [quoted(token.name)]), about, make("b", "", {}, [origin])]),
@@ -171,7 +173,7 @@ class Panel {
 
   dial(number) {
     const { threshold } = this.record;
-    if (threshold === null) return make("p", "hint", {}, ["No judge was asked here."]);
+    if (threshold === null) return make("p", "hint", {}, this.record.cycles ? ["No judge was asked here."] : []);
     this.slider = make("input", "", {
       type: "range", min: "0", max: "1", step: "0.005", id: `threshold-${number}`,
     });
@@ -198,7 +200,7 @@ class Panel {
     this.options.forEach((option, i) => {
       option.classList.toggle("flips", flipped.includes(i));
       option.classList.toggle("beyond", i > first);
-      this.flags[i].dataset.mark = i === first ? "⇄ would differ from here" : flipped.includes(i) ? "⇄" : "";
+      this.flags[i].dataset.mark = i === first ? flag(tokens[i]) : flipped.includes(i) ? "⇄" : "";
       option.setAttribute("aria-label", spoken(tokens[i], i === tokens.length - 1, flipped.includes(i), i > first));
     });
     if (this.slider) {
@@ -219,8 +221,8 @@ class Panel {
     if (!flipped.length) return "No recorded decision would be another one: the text stays as it is.";
     const many = flipped.length === 1 ? "1 recorded decision" : `${flipped.length} recorded decisions`;
     return (
-      `⇄ ${many} would be another one, the first at token ${flipped[0] + 1} of ${tokens.length}. ` +
-      "From there the text itself would differ; what stands behind it is the recorded one."
+      `⇄ ${many} would come out differently, the first at token ${flipped[0] + 1} of ${tokens.length}. ` +
+      "From there the text would be another one; what stands behind it is only the recorded text."
     );
   }
 }
@@ -230,6 +232,12 @@ function flips({ origin, least, most, probability }, threshold) {
   if (threshold === null || !DECIDED.includes(origin)) return false;
   const above = probability !== undefined && Math.fround(probability) > Math.fround(threshold);
   return (least || (most && above) || false) !== (origin !== "replaced");
+}
+
+// Where the draft's token is the target's own choice too, the other decision writes it as well.
+function flag({ origin, id, rejected }) {
+  const same = origin === "matched" || id === rejected?.[1];
+  return `⇄ ${same ? "may" : "would"} differ from here`;
 }
 
 // Elements
@@ -338,14 +346,25 @@ function guide() {
     make("dt", `chip ${name}`, {}, [`${sign} ${label}`.trim()]),
     make("dd", "", {}, [meaning]),
   ]);
-  const keys =
-    "A bar with a small number begins each target call. Point at a token or go to the text with Tab and " +
-    "use ← → ↑ ↓ Home End: below stand the alternatives of both models. n and p go to the next and " +
-    "the previous token that was not simply matched. Behind a decision that another threshold would " +
-    "change, the text itself would be another one; what it would be is not known without decoding again.";
+  const lines = [
+    "Point at a token, or go to a text with Tab and use ← → ↑ ↓ Home End: its history stands below the text. " +
+      "n and p go to the next and the previous token of interest.",
+  ];
+  if (data.records.some(({ cycles }) => cycles)) {
+    lines.push(
+      "A bar with a small number begins each target call. A token that was rejected is struck through; the text " +
+        "itself does not hold it.",
+    );
+  }
+  if (data.records.some(({ threshold }) => threshold !== null)) {
+    lines.push(
+      "The slider asks of every recorded decision how it would come out at another threshold. From the first that " +
+        "would change, the text itself would be another one, which only decoding again can tell.",
+    );
+  }
   return make("details", "guide", {}, [
     make("summary", "", {}, ["How to read this"]),
-    make("p", "", {}, [keys]),
+    ...lines.map((line) => make("p", "", {}, [line])),
     make("dl", "", {}, list),
   ]);
 }

@@ -90,8 +90,8 @@ class Observed(Rule):
         wanted = self.judge.needs_hidden if self.judge else None
         if wanted and need.hidden and wanted != need.hidden:
             raise ValueError(
-                f"the judge that looks on reads {wanted}, but {self.rule.name} reads {need.hidden}; "
-                "use a head of the same feature"
+                f"the judge that looks on reads {wanted}, but {self.rule.name} reads "
+                f"{need.hidden}; use a head of the same feature"
             )
         return need._replace(draft_logits=True, hidden=need.hidden or wanted)
 

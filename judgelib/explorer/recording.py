@@ -97,6 +97,7 @@ class _History:
         self, tokenizer: PreTrainedTokenizerBase, watched: Observed, ids: Sequence[int]
     ) -> None:
         self.tokenizer, self.watched, self.ids = tokenizer, watched, list(ids)
+        self._spellings: dict[int, str] = {}
         self.asked = watched.asked
         self.threshold = None
         if watched.judge:  # one that only looks on has accepted nothing
@@ -135,14 +136,20 @@ class _History:
         return tuple(Choice(self._spelled(token), token, round(p, 6)) for token, p in ranked)
 
     def _spelled(self, token: int) -> str:
-        return spelling(self.tokenizer, token)
+        if token not in self._spellings:
+            self._spellings[token] = spelling(self.tokenizer, token)
+        return self._spellings[token]
 
     def _rejected(self, place: _Place, position: int) -> Rejected:
         before = self.ids[max(0, position - CONTEXT) : position]
         drafted = place.seen.draft_ids[place.index : place.cycle.drafted]
         written = pieces(self.tokenizer, [*before, *drafted])[len(before) :]
-        shown = written[0] or self._spelled(drafted[0])
-        return Rejected(shown, drafted[0], "".join(written[1:]))
+        special = set(self.tokenizer.all_special_ids)  # they add no text, but a reader wants them
+        behind = [
+            self._spelled(token) if token in special else text
+            for token, text in zip(drafted[1:], written[1:], strict=True)
+        ]
+        return Rejected(written[0] or self._spelled(drafted[0]), drafted[0], "".join(behind))
 
     # Reasons, in sentences
 
@@ -160,8 +167,10 @@ class _History:
         return said + f"but {by} keeps it."
 
     def _why_replaced(self, place: _Place) -> str:
-        said = "Strict verification rejects the draft's token"
         p, most = place.probability, place.seen.most[place.index]
+        if place.seen.strict[place.index]:  # by a rule without a strict part
+            return f"{self.watched.name} rejects the draft's token, which strict would keep."
+        said = "Strict verification rejects the draft's token"
         if self.watched.judge is None or p is None:
             return f"{said}, and so does {self.watched.name}: the target's token replaces it."
         if not self.asked:

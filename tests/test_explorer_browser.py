@@ -232,6 +232,10 @@ def test_the_text_is_exact(show: Callable[..., Open]) -> None:
     shown = [mark for mark in page.run(marks) if mark]
     for mark in ("·", "↵", "→", "U+000D", "U+00A0", "U+200B", "U+202E", "…", "U+0000"):
         assert mark in shown
+    family = EXACT.index("👩‍👩‍👧")  # its joiners stay within it, else it would fall apart
+    assert "U+200D" not in shown and page.all(".token")[family].text == EXACT[family]
+    names = [page.all(".token")[place].get_attribute("aria-label") for place in (1, family)]
+    assert [name.split(",")[0] for name in names] == [" space  space b", EXACT[family]]
     assert page.having("turns") == [EXACT.index("\u202e"), EXACT.index("\u2066")]
 
 
@@ -335,6 +339,7 @@ def test_screenshot(driver: Chrome, tmp_path: Path, monkeypatch: pytest.MonkeyPa
     path = Path(os.environ.get("EXPLORER_SCREENSHOT", tmp_path / "explorer.png"))
     path.parent.mkdir(parents=True, exist_ok=True)
     driver.set_window_size(1240, driver.execute_script("return document.body.scrollHeight") + 160)
+    ActionChains(driver).move_to_element(driver.find_element(By.TAG_NAME, "h1")).perform()
     driver.find_element(By.TAG_NAME, "body").screenshot(str(path))
     width, height = struct.unpack(">II", path.read_bytes()[16:24])  # of the PNG's header
     assert 1100 <= width <= 1240

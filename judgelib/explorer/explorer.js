@@ -4,7 +4,9 @@
 
 const NAMES = { " ": "space", "\n": "new line", "\t": "tab" };
 const MARKS = { " ": "·", "\n": "↵", "\t": "→" };
-const UNSEEN = /[\p{C}\p{Z}]/u; // controls, formats (bidi!), separators, lone surrogates
+const UNSEEN = /^[\p{C}\p{Z}]$/u; // controls, formats (bidi!), separators, lone surrogates
+// What is seen together (joiners hold letters and emoji together), and single unseen characters.
+const PARTS = /(?:[^\p{C}\p{Z}]|(?<=[^\p{C}\p{Z}])[\u200c\u200d](?=[^\p{C}\p{Z}]))+|[\p{C}\p{Z}]/gu;
 const TURNS = /[\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]/; // explicit directions
 const DECIDED = ["matched", "judged", "replaced"];
 const THEMES = ["system", "light", "dark"];
@@ -41,16 +43,25 @@ class Panel {
   option(token, place) {
     const { record } = this;
     const option = make("span", `token ${token.origin}`, { role: "option" });
-    const before = record.tokens[place - 1];
-    if (place === record.parts) option.append(mark("parts", "≠ texts part"));
-    option.append(this.flags[place]);
-    if (token.cycle && token.cycle !== before?.cycle) option.append(mark("cycle", token.cycle));
-    if (token.rejected) option.append(mark("gone", visible(token.rejected[0])));
-    const sign = data.origins[token.origin].mark + (token.origin === "judged" ? hundredths(token) : "");
-    if (sign) option.append(mark("mark", sign));
-    option.append(...written(token, place === record.tokens.length - 1));
+    const parts = written(token, place === record.tokens.length - 1);
+    // Lines break behind a leading space: the marks go with the word.
+    const lead = token.text?.[0] === " " && token.text.length > 1 ? parts.slice(0, 1) : [];
+    option.append(...lead, ...this.marks(token, place, lead.length), ...parts.slice(lead.length));
     option.classList.toggle("turns", TURNS.test(token.text ?? ""));
     return option;
+  }
+
+  marks(token, place, spaced) {
+    const { tokens, parts } = this.record;
+    const marks = [this.flags[place]];
+    if (place === parts) marks.unshift(mark("parts", "≠ texts part"));
+    if (token.cycle && token.cycle !== tokens[place - 1]?.cycle) marks.push(mark("cycle", token.cycle));
+    if (token.rejected) {
+      const gone = token.rejected[0];
+      marks.push(mark("gone", visible(spaced && gone.length > 1 ? gone.replace(/^ /, "") : gone)));
+    }
+    const sign = data.origins[token.origin].mark + (token.origin === "judged" ? hundredths(token) : "");
+    return sign ? [...marks, mark("mark", sign)] : marks;
   }
 
   listen() {
@@ -279,7 +290,7 @@ function legend(record) {
 // The token's own text; what cannot be seen gets a mark.
 function written(token, last) {
   const text = token.text ?? "";
-  const parts = text.match(/[^\p{C}\p{Z}]+|[\p{C}\p{Z}]/gu) ?? [];
+  const parts = text.match(PARTS) ?? [];
   if (!text) return [mark("unseen", last && token.name.length > 1 && !token.name.startsWith("⟨") ? "■ end" : "…")];
   return parts.map((part) => (UNSEEN.test(part) ? unseen(part) : part));
 }
@@ -290,7 +301,7 @@ function unseen(character) {
 }
 
 function visible(text) {
-  return text.replace(/[\p{C}\p{Z}]/gu, (character) => MARKS[character] ?? `[${codePoint(character)}]`);
+  return text.replace(PARTS, (part) => (UNSEEN.test(part) ? (MARKS[part] ?? `[${codePoint(part)}]`) : part));
 }
 
 function quoted(text) {
@@ -307,7 +318,8 @@ function hundredths({ probability }) {
 
 function spoken(token, last, flipped, beyond) {
   const text = token.text || (last ? "end of the answer" : "part of a character");
-  const read = text.replace(/[\p{C}\p{Z}]/gu, (c) => (text === token.text ? ` ${NAMES[c] ?? codePoint(c)} ` : c));
+  const name = (part) => (UNSEEN.test(part) && token.text ? ` ${NAMES[part] ?? codePoint(part)} ` : part);
+  const read = text.replace(PARTS, name);
   const said = [read, data.origins[token.origin].label];
   if (token.probability !== undefined) said.push(`judge ${token.probability.toFixed(3)}`);
   if (flipped) said.push("would be decided otherwise");

@@ -180,7 +180,7 @@ class Record:
     def to_json(self) -> Mapping[str, Any]:
         """Plain values for the page; a value that says nothing is left out."""
         tokens = [
-            {key: value for key, value in asdict(token).items() if not _says_nothing(value)}
+            {"name": "", **{k: v for k, v in asdict(token).items() if not _says_nothing(v)}}
             for token in self.tokens
         ]
         return {**asdict(self), "tokens": tokens, "cycles": self.cycles, "counts": self.counts}

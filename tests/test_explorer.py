@@ -22,8 +22,8 @@ from judgelib.explorer import Page, Record, Token, labelled, record
 from judgelib.explorer import page as pages
 from judgelib.explorer.__main__ import main
 from judgelib.explorer.observed import Observed, judges
-from judgelib.explorer.record import ORIGINS
 from judgelib.explorer.spelling import spelling
+from judgelib.explorer.tokens import ORIGINS
 from judgelib.labels import Labelled, annotated
 from judgelib.models import LanguageModel
 from judgelib.rules import (
@@ -343,9 +343,10 @@ def test_where_two_texts_part() -> None:
     assert pages._parting(text(1), text(2, prompt="another")) is None
 
 
-def test_a_page_of_nothing_is_refused() -> None:
-    with pytest.raises(ValueError, match="at least one record"):
-        Page([])
+def test_a_page_of_nothing_says_so() -> None:
+    page = Page([])
+    assert data(page.html)["records"] == []
+    assert "There is nothing to show." in page.html
 
 
 def test_writing_replaces_the_file_as_a_whole(tmp_path: Path) -> None:

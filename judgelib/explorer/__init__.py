@@ -7,9 +7,9 @@ in JupyterLab, and `write` makes a file that opens from disk and asks no network
 
 from __future__ import annotations
 
-from judgelib.explorer.compare import compare, labelled
 from judgelib.explorer.page import Page
-from judgelib.explorer.record import Choice, Record, Rejected, Token
 from judgelib.explorer.recording import record
+from judgelib.explorer.tokens import Choice, Record, Rejected, Token
+from judgelib.explorer.views import compare, labelled
 
 __all__ = ["Choice", "Page", "Record", "Rejected", "Token", "compare", "labelled", "record"]

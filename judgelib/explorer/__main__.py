@@ -9,7 +9,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from judgelib.explorer.compare import asked, compare
+from judgelib.explorer.views import asked, compare
 from judgelib.head import JudgeHead
 from judgelib.models import load_pair
 from judgelib.profiles import load_profile

@@ -233,7 +233,7 @@ class Panel {
     const many = flipped.length === 1 ? "1 recorded decision" : `${flipped.length} recorded decisions`;
     return (
       `⇄ ${many} would come out differently, the first at token ${flipped[0] + 1} of ${tokens.length}. ` +
-      "From there the text would be another one; what stands behind it is only the recorded text."
+      "Behind that the text would not be this one."
     );
   }
 }
@@ -402,6 +402,6 @@ const panels = data.records.map((record, n) => new Panel(record, n, own ? [asked
 document.body.append(
   make("header", "", {}, [make("h1", "", {}, [data.title]), themes()]),
   ...(own ? [] : prompts.map(asked)),
-  guide(),
+  panels.length ? guide() : make("p", "hint", {}, ["There is nothing to show."]),
   make("main", "panels", {}, panels.map(({ root }) => root)),
 );

@@ -15,7 +15,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from judgelib.explorer.record import ORIGINS, Record
+from judgelib.explorer.tokens import ORIGINS, Record
 from judgelib.results import write_files
 
 PAPERS = {"light": "#FFFFFF", "dark": "#16181C"}
@@ -28,7 +28,7 @@ class Page:
     """Records side by side. As the last value of a notebook's cell it shows itself.
 
     Args:
-        records: at least one.
+        records: what is shown; of none the page says so.
         title: the page's heading.
         height: of the frame in a notebook, in pixels; None: by the length of the texts. The frame
             can be pulled larger.
@@ -37,8 +37,6 @@ class Page:
     def __init__(
         self, records: Sequence[Record], *, title: str = "Tokens", height: int | None = None
     ) -> None:
-        if not records:
-            raise ValueError("expected at least one record to show, got none")
         self.records, self.title = list(records), title
         self.height = height or _height(self.records)
 
@@ -140,8 +138,8 @@ def _parting(first: Record, other: Record) -> int | None:
 
 
 def _height(records: Sequence[Record]) -> int:
-    longest = max(len(record.text) + 18 * record.text.count("\n") for record in records)
-    return min(1000, 640 + longest // 3)
+    lengths = [len(record.text) + 18 * record.text.count("\n") for record in records]
+    return min(1000, 640 + max(lengths) // 3) if lengths else 120
 
 
 # Colours

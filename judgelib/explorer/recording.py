@@ -11,8 +11,8 @@ from judgelib.annotation.items import pieces
 from judgelib.decoding import Cycle, speculate
 from judgelib.drafting import Drafter
 from judgelib.explorer.observed import Observed, Ranked, Seen
-from judgelib.explorer.record import DECIDED, Choice, Record, Rejected, Token
 from judgelib.explorer.spelling import spelling
+from judgelib.explorer.tokens import DECIDED, Choice, Record, Rejected, Token
 from judgelib.models import LanguageModel
 from judgelib.rules import Judge, Match, Rule
 

@@ -1,6 +1,6 @@
 """What the explorer shows: one text, token by token, with what was decided at each place.
 
-Plain data, made by `recording.record` from a decoding and by `compare.labelled` from token labels.
+Plain data, made by `recording.record` from a decoding and by `views.labelled` from token labels.
 """
 
 from __future__ import annotations

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 from judgelib.annotation.items import pieces
 from judgelib.drafting import ModelDrafter
 from judgelib.explorer.page import Page
-from judgelib.explorer.record import Record, Rejected, Token
 from judgelib.explorer.recording import record
 from judgelib.explorer.spelling import spelling
+from judgelib.explorer.tokens import Record, Rejected, Token
 from judgelib.head import JudgeHead
 from judgelib.labels import ACCEPTABLE, IGNORED, UNACCEPTABLE, Labelled
 from judgelib.models import LanguageModel

@@ -124,6 +124,8 @@ def test_the_keyboard_shows_the_details(show: Callable[..., Open]) -> None:
             "return [...document.querySelectorAll('[aria-selected=true]')].map((e) => e.tabIndex)"
         )
         assert chosen == [0]
+        described = page.all("[aria-selected=true]")[0].get_attribute("aria-describedby")
+        assert page.texts(f"#{described}") == page.texts(".reason")  # what a screen reader adds
     assert list(seen) == [0, 1, 2, 4, 3]
     assert "token 2 of 5 · id 7 · target call 1 · judge 0.8000 · ✓ accepted anyway" in seen[1]
     assert "because of judged" in seen[1]

@@ -18,6 +18,7 @@ class Panel {
     this.record = record;
     this.threshold = record.threshold;
     this.chosen = 0;
+    this.reason = `reason-${number}`;
     const brief = record.tokens.some(({ target }) => target.length) ? "" : "brief";
     this.details = make("div", `details ${brief}`, { id: `details-${number}` });
     this.text = make("div", "text", { role: "listbox", "aria-label": `${record.title}: the answer` });
@@ -136,6 +137,8 @@ class Panel {
     this.options.forEach((option, i) => {
       option.tabIndex = i === place ? 0 : -1;
       option.setAttribute("aria-selected", String(i === place));
+      if (i === place) option.setAttribute("aria-describedby", this.reason);
+      else option.removeAttribute("aria-describedby");
     });
     this.show(place);
     if (focus) this.options[place]?.focus();
@@ -153,7 +156,7 @@ class Panel {
     const origin = `${data.origins[token.origin].mark} ${data.origins[token.origin].label}`.trim();
     this.details.replaceChildren(
       make("p", "", {}, [make("span", "name", {}, [quoted(token.name)]), about, make("b", "", {}, [origin])]),
-      make("p", "reason", {}, [token.reason ?? ""]),
+      make("p", "reason", { id: this.reason }, [token.reason ?? ""]),
       ...this.behind(token),
       ...this.would(token),
       make("div", "models", {}, [

@@ -12,7 +12,7 @@ VLLM := $(VENV)/.installed-vllm
 
 .DEFAULT_GOAL := help
 .PHONY: help venv vllm reproduce test lint types unit notebooks-test test-vllm format lab \
-	sandbox-models report screenshot exactness timing bench-gpu clean-results
+	sandbox-models report screenshot explore exactness timing bench-gpu clean-results
 
 help:  ## list these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -77,9 +77,14 @@ report: $(STAMP)  ## decide the claims and write the README's tables, from PROFI
 	$(BIN)/python -m judgelib.claims --profile $(PROFILE)
 	$(BIN)/python -m judgelib.report --profile $(PROFILE)
 
-screenshot: $(STAMP)  ## take the picture of the annotation widget again (needs chromium)
-	ANNOTATION_SCREENSHOT=docs/images/annotation.png \
-	  $(BIN)/python -m pytest -q tests/test_annotation_browser.py -k screenshot
+screenshot: $(STAMP)  ## take the pictures of annotation widget and explorer again (needs chromium)
+	ANNOTATION_SCREENSHOT=docs/images/annotation.png EXPLORER_SCREENSHOT=docs/images/explorer.png \
+	  $(BIN)/python -m pytest -q tests/test_annotation_browser.py tests/test_explorer_browser.py \
+	  -k screenshot
+
+# make explore PROMPT="..."; without a prompt, a test question. More options: ARGS="--head mined".
+explore: $(STAMP)  ## show how an answer got there: writes explorer.html (PROMPT="...")
+	$(BIN)/python -m judgelib.explorer --profile $(PROFILE) $${PROMPT:+--prompt "$$PROMPT"} $(ARGS)
 
 exactness: $(STAMP)  ## compare strict decoding with plain decoding on 300 prompts
 	$(BIN)/python -m judgelib.exactness

@@ -18,6 +18,7 @@ from judgelib.head import JudgeHead
 from judgelib.profiles import Profile
 from judgelib.results import results_dir, write_files
 from judgelib.rulebook import FLOORED, JUDGE, STRICT
+from judgelib.tasks import Question, load_task
 
 USUAL_QUIET = 6.0
 """FLy's own setting, which is tried whatever validation says."""
@@ -71,6 +72,29 @@ def answers(
     ]
     folder = results_dir(profile.name) / "evaluation"
     return evaluate(pair_of(profile), cells, known, folder=folder, workers=workers)
+
+
+def telling_question(
+    answers: pd.DataFrame,
+    rule: str,
+    setting: float,
+    tasks: Sequence[str],
+    prompts: int,
+    *,
+    seed: int,
+) -> Question:
+    """The first test question that strict verification answered rightly and the rule wrongly; if
+    there is none, the first of all.
+
+    Args:
+        answers: of `answers`, to the test questions of the same tasks, prompts and seed.
+    """
+    named = answers.assign(key=answers["domain"] + "/" + answers["question"])
+    wrong = named[(named["rule"] == rule) & (named["setting"] == setting) & (named["correct"] == 0)]
+    right = named[(named["rule"] == STRICT) & (named["correct"] == 1)]
+    lost = set(wrong["key"]) & set(right["key"])
+    asked = [one for name in tasks for one in load_task(name).questions("test", prompts, seed=seed)]
+    return next((one for one in asked if f"{one.domain}/{one.id}" in lost), asked[0])
 
 
 def save_answers(answers: pd.DataFrame, profile: str, name: str) -> Path:

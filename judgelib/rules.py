@@ -171,6 +171,11 @@ class Rule:
         """The rules that this one is composed of."""
         return (self,)
 
+    @property
+    def inner(self) -> tuple[Rule, ...]:
+        """The rules that this one asks, one step down; a simple rule asks none."""
+        return ()
+
     def needs(self, sampling: Sampling) -> Needs:
         """What has to be computed for this rule under `sampling`."""
         return Needs(self.needs_draft_logits, self.needs_hidden, self.draws, self.needs_committed)
@@ -224,6 +229,10 @@ class _Joined(Rule):
             )
         self._rules = rules
         self.needs_hidden = next(iter(features), None)
+
+    @property
+    def inner(self) -> tuple[Rule, ...]:
+        return self._rules
 
     def needs(self, sampling: Sampling) -> Needs:
         needs = [rule.needs(sampling) for rule in self._rules]
@@ -322,6 +331,10 @@ class StrictPrefix(Rule):
     @property
     def parts(self) -> tuple[Rule, ...]:
         return self.rule.parts
+
+    @property
+    def inner(self) -> tuple[Rule, ...]:
+        return (self.rule,)
 
     def needs(self, sampling: Sampling) -> Needs:
         return self.rule.needs(sampling)._replace(committed=True)
@@ -645,13 +658,17 @@ class Judge(Rule):
     def check(self, target: LanguageModel) -> None:
         self.head.check(target, any_model=self.any_model)
 
-    def accept(self, window: Window) -> Tensor:
+    def probability(self, window: Window) -> Tensor:
+        """(k,) p(acceptable) of each draft token, float32."""
         reactions = window.reactions
         if self._folded.mean.device != reactions.device:
             with torch.inference_mode(False):  # else the weights could not leave this loop
                 self._folded.to(reactions.device)
+        return self._folded.probability(reactions)
+
+    def accept(self, window: Window) -> Tensor:
         # A NaN is not above anything: a token that cannot be judged is rejected.
-        return (self._folded.probability(reactions) > self.threshold) & window.allowed
+        return (self.probability(window) > self.threshold) & window.allowed
 
 
 def _of_drafted(values: Tensor, window: Window) -> Tensor:

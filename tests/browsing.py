@@ -9,7 +9,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
@@ -39,9 +39,11 @@ Found = TypeVar("Found")
 
 
 @contextmanager
-def chromium(profile: Path) -> Iterator[Chrome]:
+def chromium(profile: Path, capabilities: Mapping[str, Any] | None = None) -> Iterator[Chrome]:
     """A browser with a fresh profile and no way to the network but loopback."""
     options = ChromeOptions()
+    for name, value in (capabilities or {}).items():
+        options.set_capability(name, value)
     assert CHROMIUM and CHROMEDRIVER
     options.binary_location = CHROMIUM
     for flag in (*FLAGS, f"--user-data-dir={profile}"):

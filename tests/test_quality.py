@@ -14,6 +14,7 @@ from judgelib.evaluation import DRAFT
 from judgelib.profiles import Profile
 from judgelib.results import SCHEMAS, check_columns
 from judgelib.rulebook import KINDS, STRICT
+from judgelib.tasks import load_task
 
 PROFILE = Profile("toys", {"target": "toy/target", "draft": "toy/draft"}, "float32", {})
 JUDGES = ["judge_annotated", "judge_mined", "floored_annotated", "floored_mined"]
@@ -77,6 +78,23 @@ def test_the_grid_is_every_rule_at_every_setting(trained: dict[str, Path]) -> No
     for rule in rules:
         assert [s for name, s in grid if name == rule] == list(rulebook.settings(rule))
     assert all(len(rulebook.settings(rule)) >= 6 for rule in rules)
+
+
+def test_the_telling_question_is_one_that_the_rule_lost() -> None:
+    asked = load_task("sandbox-facts").questions("test", 4)
+    rows = [
+        {"rule": rule, "setting": setting, "domain": one.domain, "question": one.id, "correct": ok}
+        for rule, setting, right in (
+            (STRICT, 0.0, (1, 0, 1, 1)), ("judge_a", 0.5, (1, 0, 0, 0)), ("judge_a", 0.9, (1,) * 4)
+        )
+        for one, ok in zip(asked, right, strict=True)
+    ]  # fmt: skip
+    frame = pd.DataFrame(rows)
+    found = [
+        quality.telling_question(frame, "judge_a", setting, ["sandbox-facts"], 4, seed=0)
+        for setting in (0.5, 0.9)
+    ]
+    assert [one.id for one in found] == [asked[2].id, asked[0].id]
 
 
 # --- settings --------------------------------------------------------------------------------

@@ -382,7 +382,10 @@ def _fitted(
     config = training.config_for(target, draft, "mined")
     try:
         examples = features.extract(rows, target)
-        return training.fit_mined(examples, config, held_out=HELD_OUT, seed=seed)
+        strengths = training.STRENGTHS
+        return training.fit_mined(
+            examples, config, strengths=strengths, held_out=HELD_OUT, seed=seed
+        )
     except ValueError as error:
         counts = summary(rows)[["acceptable", "unacceptable"]].sum()
         raise ValueError(

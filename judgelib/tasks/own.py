@@ -11,6 +11,7 @@
 from __future__ import annotations
 
 import importlib
+import inspect
 import json
 import random
 from collections.abc import Hashable, Mapping, Sequence
@@ -51,21 +52,15 @@ def _attribute(name: str) -> Task:
             f"expected a task at {name!r}, but it cannot be imported ({error}); name an attribute "
             "of a module that Python finds from here, such as my_tasks:CAPITALS"
         ) from error
-    made = found() if callable(found) and not _is_task(found) else found
-    if isinstance(found, type):
-        made = found()
-    if not _is_task(made):
-        missing = [member for member in _MEMBERS if not hasattr(made, member)]
+    made = found() if inspect.isroutine(found) or inspect.isclass(found) else found
+    missing = [member for member in _MEMBERS if not hasattr(made, member)]
+    if missing:
         raise ValueError(
             f"{name} must be a task (see judgelib.tasks.Task), but {type(made).__name__} has no "
             f"{', '.join(missing)}"
         )
     task: Task = made
     return task
-
-
-def _is_task(thing: object) -> bool:
-    return all(hasattr(thing, member) for member in _MEMBERS)
 
 
 @dataclass(frozen=True)

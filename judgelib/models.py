@@ -331,8 +331,11 @@ def check_source(name: str, revision: str | None = None) -> None:
 class Tokenized(Protocol):
     """What `check_pair` looks at: a loaded model, or only its name and tokenizer."""
 
-    name: str
-    tokenizer: Any
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def tokenizer(self) -> Any: ...
 
 
 def check_pair(target: Tokenized, draft: Tokenized) -> None:

@@ -66,15 +66,15 @@ def check(target: str, draft: str, *, dtype: str | None = None, device: str = "c
             chat template, a device that is not there, or more weights than free memory.
     """
     free = _free(device)
-    both = [_outline(name, dtype) for name in (target, draft)]
-    check_pair(*both)
-    if both[0].tokenizer.chat_template is None:
+    big, small = (_outline(name, dtype) for name in (target, draft))
+    check_pair(big, small)
+    if big.tokenizer.chat_template is None:
         raise ValueError(
             f"{target} has no chat template, so that questions cannot be put to it; choose its "
             "instruction-tuned version, or set chat_template in its tokenizer_config.json"
         )
-    _check_room(both, free, device)
-    return Fit(*both, free, tuple(_notes(*both)))
+    _check_room([big, small], free, device)
+    return Fit(big, small, free, tuple(_notes(big, small)))
 
 
 def _outline(name: str, dtype: str | None) -> Outline:

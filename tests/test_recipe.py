@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import shlex
 from collections.abc import Callable, Hashable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -122,6 +123,23 @@ def test_the_judge_is_certified_and_keeps_more_at_no_loss(whole: JudgeReport) ->
     assert points.loc["judge_mined", ["lost", "won", "prompts"]].tolist() == [0, 0, 12]
     assert points.loc[DRAFT, "right"] < points.loc[STRICT, "right"] == 1
     assert str(whole).startswith("Recommended: at threshold 0.5, at most 30.0% of prompts lose")
+
+
+def test_the_one_line_rule_is_compared_on_the_same_questions(whole: JudgeReport) -> None:
+    """The target finds 18 so unlikely that ratio keeps what strict verification keeps."""
+    points = whole.points.set_index("rule")
+    assert whole.rival.certified and points.loc["ratio", "gain"] == 1
+    assert whole.over_rival.value == pytest.approx(points.loc["judge_mined", "gain"])
+    assert "so the head is worth its training" in str(whole)
+    report = (whole.folder / "report.md").read_text()
+    line = next(x for x in report.splitlines() if x.startswith("--additional-config"))
+    config = JudgeConfig.of(json.loads(shlex.split(line)[1]))
+    assert config == JudgeConfig(rule="ratio", setting=whole.rival.threshold)
+
+
+def test_test_questions_that_contradict_the_certificate_are_heeded(whole: JudgeReport) -> None:
+    points = whole.points.assign(lost=whole.points["prompts"])
+    assert str(replace(whole, points=points)).startswith("Not recommended, as the test questions")
 
 
 def test_the_saved_head_judges_as_it_should(whole: JudgeReport, models: tuple[str, str]) -> None:
@@ -432,3 +450,15 @@ def test_the_command_line_reports_and_refuses(
         f"[{n}/7]" for n in range(1, 8)
     ]
     assert "Recommended: at threshold 0.5" in shown and str(tmp_path / "out") in shown
+
+
+def test_an_interrupted_command_says_how_to_go_on(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*_: Any, **__: Any) -> Any:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(recipe, "make_judge", interrupted)
+    code = main(["--target", "a", "--draft", "b", "--task", "c"])
+    assert code == recipe.EXIT_INTERRUPTED
+    assert "the same command goes on from here" in capsys.readouterr().err

@@ -52,7 +52,7 @@ def _attribute(name: str) -> Task:
             f"expected a task at {name!r}, but it cannot be imported ({error}); name an attribute "
             "of a module that Python finds from here, such as my_tasks:CAPITALS"
         ) from error
-    made = found() if inspect.isroutine(found) or inspect.isclass(found) else found
+    made: Any = found() if inspect.isroutine(found) or inspect.isclass(found) else found
     missing = [member for member in _MEMBERS if not hasattr(made, member)]
     if missing:
         raise ValueError(

@@ -89,10 +89,10 @@ def _beside_rival(made: JudgeReport) -> str:
     if over.low > 1:
         found = "so the head is worth its training"
     elif over.high < 1:
-        found = "so the one-line rule, which needs no head, is the better choice"
+        found = "so the one-line rule keeps more and needs no head; compare what both lose"
     return (
-        f"Beside the one-line ratio rule, certified to the same, it keeps {over} times as many, "
-        f"{found}."
+        "Beside the one-line ratio rule, certified to the same, it keeps "
+        f"{over.value:.3f} [{over.low:.3f}, {over.high:.3f}] times as many, {found}."
     )
 
 

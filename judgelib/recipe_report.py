@@ -87,7 +87,7 @@ def _beside_rival(made: JudgeReport) -> str:
     over = made.over_rival
     found = "which shows no difference"
     if over.low > 1:
-        found = "so the head is worth its training"
+        found = "so the head keeps more"
     elif over.high < 1:
         found = "so the one-line rule keeps more and needs no head; compare what both lose"
     return (

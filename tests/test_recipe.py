@@ -130,7 +130,7 @@ def test_the_one_line_rule_is_compared_on_the_same_questions(whole: JudgeReport)
     points = whole.points.set_index("rule")
     assert whole.rival.certified and points.loc["ratio", "gain"] == 1
     assert whole.over_rival.value == pytest.approx(points.loc["judge_mined", "gain"])
-    assert "so the head is worth its training" in str(whole)
+    assert "so the head keeps more" in str(whole)
     report = (whole.folder / "report.md").read_text()
     line = next(x for x in report.splitlines() if x.startswith("--additional-config"))
     config = JudgeConfig.of(json.loads(shlex.split(line)[1]))

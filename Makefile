@@ -12,7 +12,7 @@ VLLM := $(VENV)/.installed-vllm
 
 .DEFAULT_GOAL := help
 .PHONY: help venv vllm reproduce test lint types unit notebooks-test test-vllm format lab \
-	sandbox-models report screenshot explore exactness timing bench-gpu clean-results
+	sandbox-models report screenshot explore exactness timing bench-gpu judge clean-results
 
 help:  ## list these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -95,6 +95,10 @@ timing: $(STAMP)  ## measure decoding speed on this machine
 bench-gpu: PROFILE := llama-8b-70b
 bench-gpu: $(STAMP)  ## measure random weights of PROFILE's shapes on GPUs (GPUS=2)
 	$(if $(filter-out 1,$(GPUS)),$(BIN)/torchrun --standalone --nproc-per-node=$(GPUS) -m,$(BIN)/python -m) judgelib.gpu_benchmark --profile $(PROFILE) $(ARGS)
+
+judge: $(STAMP)  ## make a judge for TARGET= and DRAFT= on TASK= (OUTPUT=folder, ARGS=more options)
+	$(BIN)/python -m judgelib.recipe $(if $(TARGET),--target "$(TARGET)") $(if $(DRAFT),--draft "$(DRAFT)") \
+	  $(if $(TASK),--task "$(TASK)") $(if $(OUTPUT),--output "$(OUTPUT)") $(ARGS)
 
 clean-results: $(STAMP)  ## forget results and figures of PROFILE, to start over
 	$(BIN)/python -m judgelib.reproduce --profile $(PROFILE) --clean

@@ -242,6 +242,42 @@ def mine(
     return Mined([search.labelled(author) for search in searches], searches)
 
 
+def answer(
+    target: LanguageModel,
+    draft: LanguageModel,
+    task: Task,
+    questions: Sequence[Question],
+    path: str | os.PathLike[str],
+    *,
+    slots: int = 32,
+    window: int = 12,
+    max_new_tokens: int = MAX_NEW_TOKENS,
+    progress: bool = True,
+) -> list[list[int]]:
+    """The target's own greedy answers, tokens in the order of the questions.
+
+    `mine` begins with the same and finds them in the journal; arguments and errors are its own.
+    """
+    check_pair(target, draft)
+    prompts = {q.id: prompt_ids(target.tokenizer, q) for q in questions}
+    longest = max(map(len, prompts.values()), default=0) + max_new_tokens
+    with Journal(path, Settings.of(target, draft, task, max_new_tokens)) as journal:
+        new = [q for q in questions if q.id not in journal.records]
+        answering = _Answering(journal, new, prompts, slots, max_new_tokens)
+        bar = tqdm(total=len(questions), initial=len(questions) - len(new), unit="question",
+                   desc=f"answering {task.name}", disable=None if progress else True)  # fmt: skip
+        with bar:
+
+            def feed(ended: Mapping[int, Generation]) -> dict[int, Job]:
+                bar.update(len(ended))
+                return answering(ended)
+
+            speculate_stream(
+                target, ModelDrafter(draft), Match(), feed, longest=longest, window=window
+            )
+        return [list(journal.records[q.id][0]["response"]) for q in questions]
+
+
 class _Answering:
     """Feeds the target's own answers: one job a question."""
 

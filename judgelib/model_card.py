@@ -86,14 +86,17 @@ def _usage(config: HeadConfig, name: str) -> str:
             f'studies on stored features: `JudgeHead.from_pretrained("{name}").probability(rows)`.'
         )
     target, name = _place(config.target.name), _place(name)
+    # A threshold that was certified with a floor promises nothing without it.
+    floor = config.training.get("floor")
+    extra, judge = (", Ratio", f"(Judge(head) & Ratio({floor}))") if floor else ("", "Judge(head)")
     draft = _place(config.draft.name) if config.draft else "a smaller one with its tokenizer"
     return f"""```python
-from judgelib import Judge, JudgeHead, Match, ModelDrafter, load_pair, speculate
+from judgelib import Judge, JudgeHead, Match, ModelDrafter{extra}, load_pair, speculate
 
 target, draft = load_pair("{target}", "{draft}")
 head = JudgeHead.from_pretrained("{name}")
 prompt = target.tokenizer("...").input_ids
-made = speculate(target, ModelDrafter(draft), Match() | Judge(head), prompt, window=16)
+made = speculate(target, ModelDrafter(draft), Match() | {judge}, prompt, window=16)
 print(target.tokenizer.decode(made.ids), made.accepted_per_cycle)
 ```"""
 

@@ -11,7 +11,7 @@ import inspect
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -290,8 +290,7 @@ def load_model(
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     name = str(path_or_id)
-    _check_weights(name)
-    _check_causal(name, revision)
+    check_source(name, revision)
     tokenizer = AutoTokenizer.from_pretrained(name, revision=revision)
     with _quiet_if(Path(name).is_dir()):
         model = AutoModelForCausalLM.from_pretrained(
@@ -323,7 +322,23 @@ def load_pair(
     return pair
 
 
-def check_pair(target: LanguageModel, draft: LanguageModel) -> None:
+def check_source(name: str, revision: str | None = None) -> None:
+    """ValueError unless a causal LM lies at a path or hub id; reads its configuration only."""
+    _check_weights(name)
+    _check_causal(name, revision)
+
+
+class Tokenized(Protocol):
+    """What `check_pair` looks at: a loaded model, or only its name and tokenizer."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def tokenizer(self) -> Any: ...
+
+
+def check_pair(target: Tokenized, draft: Tokenized) -> None:
     """Check that both models mean the same by every token id.
 
     Raises:

@@ -13,6 +13,7 @@ import importlib
 import importlib.util
 import io
 import re
+import shlex
 from collections.abc import Iterator
 from contextlib import redirect_stdout
 from pathlib import Path
@@ -81,7 +82,7 @@ def code_lines(text: str) -> list[str]:
 
 def targets(text: str) -> set[str]:
     """What a file asks `make` for."""
-    calls = [line.split()[1:] for line in code_lines(text) if re.match(r"make\s", line)]
+    calls = [shlex.split(line)[1:] for line in code_lines(text) if re.match(r"make\s", line)]
     return {word for call in calls for word in call if re.fullmatch(r"[a-z][a-z-]*", word)}
 
 

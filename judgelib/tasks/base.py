@@ -78,20 +78,26 @@ def load_task(name: str, *, source: str | os.PathLike[str] | None = None, **opti
 
     A benchmark comes from the hub at a pinned revision, or from `source`: a folder or file of the
     dataset as published. `options` are the fields of its class (`skip_malformed`, `shots`, ...).
+    A task of one's own is named by its place: "module:attribute", or a file of questions,
+    "mine.jsonl" (see `tasks.own`).
 
     Raises:
         ValueError: unknown name or option (the message lists the known ones).
     """
     from judgelib.tasks.benchmarks import BENCHMARKS
+    from judgelib.tasks.own import is_own, own_task
     from judgelib.tasks.sandbox import SANDBOX_TASKS
 
-    if name in SANDBOX_TASKS:
+    if name in SANDBOX_TASKS or is_own(name):
         if source is not None or options:
             raise ValueError(f"{name} is made, not loaded: it takes no source and no options")
-        return SANDBOX_TASKS[name]
+        return own_task(name) if is_own(name) else SANDBOX_TASKS[name]
     if name not in BENCHMARKS:
         known = sorted([*SANDBOX_TASKS, *BENCHMARKS])
-        raise ValueError(f"expected a task of {', '.join(known)}, got {name!r}")
+        raise ValueError(
+            f"expected a task of {', '.join(known)}, or one of your own (module:attribute, or a "
+            f".jsonl file of questions), got {name!r}"
+        )
     kind = BENCHMARKS[name]
     allowed = sorted(item.name for item in fields(kind) if item.name != "source")
     if unknown := sorted(set(options).difference(allowed)):

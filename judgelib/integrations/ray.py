@@ -141,8 +141,7 @@ class Cluster:
         """Workers on GPUs for models on GPUs, and as many as the cluster has room for."""
         on_gpu = any(device.startswith("cuda") for device in load.devices)
         if on_gpu != self._on_gpu:
-            while self._idle:
-                self._ray.kill(self._idle.pop())
+            self.release()
         self._on_gpu = on_gpu
         kind = "GPU" if on_gpu else "CPU"
         room = int(self._ray.cluster_resources().get(kind, 0))
@@ -153,6 +152,11 @@ class Cluster:
     def _new_actor(self) -> Any:
         needs = {"num_gpus": 1} if self._on_gpu else {"num_cpus": 1}
         return self._ray.remote(**needs)(Worker).remote()
+
+    def release(self) -> None:
+        """End the idle workers, which otherwise keep their cores or GPUs until this process ends."""
+        while self._idle:
+            self._ray.kill(self._idle.pop())
 
     def close(self) -> None:
         """Leave the cluster, and end it if this process started it."""

@@ -1,0 +1,299 @@
+"""Work on a Ray cluster: the local results, whatever dies on the way.
+
+One cluster of two workers for all tests here, with the shipped sandbox models.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from judgelib import answering, evaluation, features, mapping, mining
+from judgelib.evaluation import Cell, Pair, evaluate
+from judgelib.features import Examples, extract
+from judgelib.labels import load_labels
+from judgelib.mining import Mined, mine
+from judgelib.models import LanguageModel, load_pair
+from judgelib.provenance import checkout
+from judgelib.tasks.base import Question, load_task
+
+pytestmark = [
+    pytest.mark.skipif(find_spec("ray") is None, reason="Ray is not installed: make ray"),
+    pytest.mark.filterwarnings("ignore"),  # what Ray warns of is its affair
+]
+
+SANDBOX = checkout() / "data" / "sandbox"
+PAIR = Pair(str(SANDBOX / "target"), str(SANDBOX / "draft"))
+LABELS = checkout() / "data" / "results" / "sandbox" / "labels" / "mined_test.parquet"
+PYTHONPATH = os.pathsep.join([str(Path(__file__).parent), str(checkout())])
+Models = tuple[LanguageModel, LanguageModel]
+
+
+@pytest.fixture(scope="module")
+def address() -> Iterator[str]:
+    """A cluster of two workers, which this process has joined."""
+    import ray
+
+    from judgelib.integrations.ray import cluster
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", PYTHONPATH)  # the workers need what is defined here
+        started = ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
+        yield started.address_info["address"]
+        cluster().close()
+
+
+@pytest.fixture
+def on_ray(address: str, monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
+    """Switches to the cluster."""
+    return lambda: monkeypatch.setenv("ENGINE", "ray")
+
+
+@pytest.fixture(scope="module")
+def pair() -> Models:
+    return load_pair(PAIR.target, PAIR.draft, dtype="float32")
+
+
+# --- any work ------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Nothing:
+    """Work that needs no models; the number tells one from another."""
+
+    number: int = 0
+    devices: tuple[str, ...] = ("cpu",)
+
+    def __call__(self) -> int:
+        return os.getpid()
+
+    def here(self) -> int:
+        return self()
+
+    def elsewhere(self) -> Nothing:
+        return self
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Numbers to be squared; the worker dies at the fatal one if the file is not there yet."""
+
+    numbers: tuple[int, ...]
+    fatal: int = -1
+    died: str = ""
+
+
+def squares(held: int, piece: Piece, emit: mapping.Emit) -> None:
+    for number in piece.numbers:
+        if number == piece.fatal:
+            die_once(Path(piece.died))
+        emit((number, number**2, held))
+
+
+def die_once(marker: Path) -> None:
+    """Kill this process without a chance to tidy up, unless somebody did before."""
+    if not marker.exists():
+        marker.touch()
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def refuse(held: int, piece: Piece, emit: mapping.Emit) -> None:
+    raise ValueError(f"expected no numbers, got {piece.numbers}")
+
+
+def test_a_killed_worker_costs_what_it_had_not_said(
+    on_ray: Callable[[], None], tmp_path: Path
+) -> None:
+    """The number at which it died comes from another process; no number comes twice."""
+    on_ray()
+    died = str(tmp_path / "died")
+    pieces = [Piece((1, 2)), Piece((3, 4, 5), fatal=4, died=died), Piece((6, 7)), Piece((8,))]
+    taken: list[tuple[int, int, int]] = []
+
+    def left(piece: Piece) -> Piece | None:
+        known = {number for number, _, _ in taken}
+        rest = tuple(number for number in piece.numbers if number not in known)
+        return replace(piece, numbers=rest) if rest else None
+
+    mapping.each(Nothing(), squares, pieces, lambda _, result: taken.append(result), left=left)
+    assert Path(died).exists()
+    assert sorted(result[:2] for result in taken) == [(n, n**2) for n in range(1, 9)]
+    workers = {number: worker for number, _, worker in taken}
+    assert workers[3] != workers[4] == workers[5]
+    assert os.getpid() not in workers.values()
+
+
+def test_an_error_comes_back_as_itself(on_ray: Callable[[], None]) -> None:
+    on_ray()
+    with pytest.raises(ValueError, match=r"expected no numbers, got \(1,\)"):
+        mapping.each(Nothing(), refuse, [Piece((1,))], lambda *_: None)
+
+
+def test_workers_stay_and_keep_what_they_hold(on_ray: Callable[[], None]) -> None:
+    """Two calls, the same processes: nothing is loaded twice."""
+    on_ray()
+    seen: list[set[int]] = []
+    for _ in range(2):
+        taken: list[int] = []
+        pieces = [Piece((n,)) for n in range(6)]
+        mapping.each(Nothing(1), squares, pieces, lambda _, said, to=taken: to.append(said[2]))
+        seen.append(set(taken))
+    assert len(seen[0] | seen[1]) <= 2
+
+
+def test_a_piece_that_kills_every_worker_is_given_up() -> None:
+    from judgelib.integrations import ray
+
+    deaths = 0
+    for _ in range(ray.DEATHS - 1):
+        deaths = ray._one_more(deaths, RuntimeError("killed"))
+    with pytest.raises(RuntimeError, match="3 workers in a row died at the same piece"):
+        ray._one_more(deaths, RuntimeError("killed"))
+
+
+@pytest.mark.parametrize("said", ["0", "two", "-1", "1.5"])
+def test_a_wrong_number_of_workers_is_refused(said: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    from judgelib.integrations.ray import Cluster
+
+    monkeypatch.setenv("ENGINE_WORKERS", said)
+    with pytest.raises(ValueError, match=f"ENGINE_WORKERS .* got '{said}'"):
+        Cluster()
+
+
+def test_other_weights_are_refused(pair: Models) -> None:
+    """A machine that sees another model under the same name does not take part."""
+    source = replace(mapping.Source.of(pair[0]), fingerprint="0" * 16)
+    with pytest.raises(ValueError, match="expected the weights 0000000000000000"):
+        source.load()
+    with pytest.raises(ValueError, match="other models, heads or code"):
+        evaluation.Setup(PAIR, (), "0" * 12)()
+
+
+# --- the studies ---------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Deadly:
+    """A task whose worker is killed at the answers to the trials of one question."""
+
+    inner: Any
+    question: str
+    died: str
+
+    @property
+    def name(self) -> str:
+        return str(self.inner.name)
+
+    def answers(self, questions: Sequence[Question], texts: Sequence[str]) -> list[Hashable]:
+        if self.died and self.question in [q.id for q in questions] and "again" in self.tried():
+            die_once(Path(self.died))
+        return list(self.inner.answers(questions, texts))
+
+    def tried(self) -> str:
+        """How often answers to the question were asked for: the target's own comes first."""
+        counter = Path(self.died + ".asked")
+        before = counter.read_text() if counter.exists() else ""
+        counter.write_text("once" if not before else "again")
+        return before
+
+
+def mined(pair: Models, path: Path, died: str = "", count: int = 6) -> tuple[Mined, list[Any]]:
+    """A search with its journal's lines."""
+    task = load_task("sandbox-facts")
+    asked = task.questions("train", count)
+    deadly: Any = Deadly(task, asked[2].id, died)
+    found = mine(*pair, deadly, asked, path, progress=False, max_new_tokens=128)
+    return found, [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def as_set(lines: list[Any]) -> Counter[str]:
+    return Counter(map(json.dumps, lines))
+
+
+def test_mining_with_a_worker_killed_is_the_local_search(
+    pair: Models, on_ray: Callable[[], None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Labels, searches and what they cost; every line of the journal once."""
+    here, lines = mined(pair, tmp_path / "local.jsonl")
+    on_ray()
+    monkeypatch.setattr(mining, "SHARD", 3)
+    monkeypatch.setattr(mining, "SHARDS", 1)
+    there, others = mined(pair, tmp_path / "ray.jsonl", died=str(tmp_path / "died"))
+    assert (tmp_path / "died").exists()
+    assert there.rows == here.rows
+    assert there.costs().equals(here.costs()) and here.costs()["trials"].sum() > 10
+    assert as_set(others) == as_set(lines)
+
+
+def test_evaluation_is_the_local_one(
+    on_ray: Callable[[], None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Greedy, sampled, and the draft alone, in shards of 2 questions; and the lines on the disk."""
+    monkeypatch.setattr(evaluation, "SHARD", 2)
+    strict = Cell("strict", 0.0, "sandbox-facts", "validation", 5, window=8)
+    cells = [strict, replace(strict, temperature=0.7), replace(strict, rule="draft")]
+    found, lines = [], []
+    for name in ("local", "ray"):
+        if name == "ray":
+            on_ray()
+        frame = evaluate(PAIR, cells, folder=tmp_path / name, workers=1, progress=False)
+        (path,) = (tmp_path / name).glob("*.jsonl")
+        found.append(frame.to_csv(index=False))
+        lines.append(sorted(path.read_text().splitlines()))
+    assert found[0] == found[1] and len(lines[0]) == 9
+    assert lines[0] == lines[1]
+
+
+def test_features_are_the_local_ones_to_the_last_bit(
+    pair: Models, on_ray: Callable[[], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(features, "TOKENS_A_PASS", 1000)
+    rows = load_labels(LABELS)[:20]
+
+    def read() -> Examples:
+        return extract(rows, *pair, spots=["post_norm", "layer_2"], of="both")
+
+    here = read()
+    on_ray()
+    there = read()
+    assert all(torch.equal(here.hidden[spot], there.hidden[spot]) for spot in here.hidden)
+    assert (here.matches == there.matches).all() and len(here) > 50
+
+
+def test_plain_answers_are_the_local_ones(pair: Models, on_ray: Callable[[], None]) -> None:
+    asked = load_task("sandbox-facts").questions("test", 9)
+    here = answering.greedy_texts(pair[1], asked, rows=4)
+    on_ray()
+    assert answering.greedy_texts(pair[1], asked, rows=4) == here
+
+
+def test_a_running_cluster_is_joined_by_its_address(address: str, tmp_path: Path) -> None:
+    """By another process, which leaves it running."""
+    from judgelib.integrations.ray import cluster
+
+    cluster().release()  # or there would be no room for another worker
+    code = (
+        "from test_ray import *\n"
+        "mapping.each(Nothing(), squares, [Piece((3,))], lambda _, said: print(said[:2]))\n"
+        "import ray; print(len(ray.nodes()))"
+    )
+    environment = {**os.environ, "ENGINE": "ray", "RAY_ADDRESS": address, "PYTHONPATH": PYTHONPATH}
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=120
+    )
+    assert done.stdout.split("\n")[:2] == ["(3, 9)", "1"], done.stderr
+    import ray
+
+    assert ray.cluster_resources()["CPU"] == 2

@@ -16,6 +16,7 @@ searched in shards, and the verdicts go to the same journal.
 from __future__ import annotations
 
 import os
+import time
 from collections import deque
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -129,6 +130,7 @@ class Journal(JsonLines):
 
     def __init__(self, path: str | os.PathLike[str], settings: Settings) -> None:
         self.settings: Record = {}
+        self._synced = 0.0
         self.records: dict[str, list[Record]] = {}
         super().__init__(path)
         if not self.settings:
@@ -150,6 +152,13 @@ class Journal(JsonLines):
             self.settings = self.settings or entry["settings"]
         else:
             self.records.setdefault(entry["question"], []).append(entry)
+
+    def keep(self, record: Record) -> None:
+        """Write a line. That a search has ended survives a power cut within a second: waiting for
+        the disk each time would be the limit of a run on many GPUs."""
+        late = "done" in record and time.monotonic() - self._synced >= 1.0
+        self.write(record, sync=late)
+        self._synced = time.monotonic() if late else self._synced
 
     def search(self, question: Question, prompt: list[int]) -> Search | None:
         """The search on a question as far as it got; None if it has no answer yet."""
@@ -235,7 +244,7 @@ def mine(
             return Shard(options, todo, prompts, found) if todo else None
 
         def take(_: Shard, record: Record) -> None:
-            journal.write(record, sync="done" in record)
+            journal.keep(record)
             bar.update("done" in record)
 
         parts = [left(questions[start : start + size]) for start in range(0, len(questions), size)]

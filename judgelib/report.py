@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import argparse
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -231,7 +231,7 @@ def markdown(frame: pd.DataFrame) -> str:
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
-def filled(text: str, profile: str) -> str:
+def filled(text: str, profile: str, blocks: Mapping[str, Callable[[str], str]] = BLOCKS) -> str:
     """The text with every block computed anew.
 
     Raises:
@@ -240,9 +240,9 @@ def filled(text: str, profile: str) -> str:
 
     def block(match: re.Match[str]) -> str:
         start, name, end = match.groups()
-        if name not in BLOCKS:
-            raise ValueError(f"expected a report block of {', '.join(BLOCKS)}, got {name!r}")
-        return f"{start}{BLOCKS[name](profile)}\n{end}"
+        if name not in blocks:
+            raise ValueError(f"expected a report block of {', '.join(blocks)}, got {name!r}")
+        return f"{start}{blocks[name](profile)}\n{end}"
 
     return BLOCK.sub(block, text)
 

@@ -10,6 +10,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -37,26 +38,50 @@ pytestmark = [
 SANDBOX = checkout() / "data" / "sandbox"
 PAIR = Pair(str(SANDBOX / "target"), str(SANDBOX / "draft"))
 LABELS = checkout() / "data" / "results" / "sandbox" / "labels" / "mined_test.parquet"
-PYTHONPATH = os.pathsep.join([str(Path(__file__).parent), str(checkout())])
 Models = tuple[LanguageModel, LanguageModel]
+
+
+CLUSTER = """
+import sys, ray
+started = ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
+print(started.address_info["address"], flush=True)
+sys.stdin.read()
+"""
 
 
 @pytest.fixture(scope="module")
 def address() -> Iterator[str]:
-    """A cluster of two workers, which this process has joined."""
-    import ray
+    """A running cluster of two workers, of another process."""
+    # Its workers need what is defined in this file.
+    paths = os.pathsep.join([str(Path(__file__).parent), str(checkout())])
+    process = subprocess.Popen(
+        [sys.executable, "-c", CLUSTER],
+        env={**os.environ, "PYTHONPATH": paths},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdin is not None and process.stdout is not None
+    yield process.stdout.readline().strip()
+    process.stdin.close()
+    process.wait(timeout=60)
+    process.stdout.close()
 
+
+@pytest.fixture(scope="module")
+def joined(address: str) -> Iterator[None]:
+    """This process has joined the cluster by its address."""
     from judgelib.integrations.ray import cluster
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PYTHONPATH", PYTHONPATH)  # the workers need what is defined here
-        started = ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
-        yield started.address_info["address"]
-        cluster().close()
+        patch.setenv("RAY_ADDRESS", address)
+        found = cluster()
+    yield
+    found.close()
 
 
 @pytest.fixture
-def on_ray(address: str, monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
+def on_ray(joined: None, monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
     """Switches to the cluster."""
     return lambda: monkeypatch.setenv("ENGINE", "ray")
 
@@ -103,9 +128,11 @@ def squares(held: int, piece: Piece, emit: mapping.Emit) -> None:
 
 
 def die_once(marker: Path) -> None:
-    """Kill this process without a chance to tidy up, unless somebody did before."""
+    """Kill this process without a chance to tidy up, unless somebody did before; what it has said
+    has arrived."""
     if not marker.exists():
         marker.touch()
+        time.sleep(1.0)
         os.kill(os.getpid(), signal.SIGKILL)
 
 
@@ -279,21 +306,8 @@ def test_plain_answers_are_the_local_ones(pair: Models, on_ray: Callable[[], Non
     assert answering.greedy_texts(pair[1], asked, rows=4) == here
 
 
-def test_a_running_cluster_is_joined_by_its_address(address: str, tmp_path: Path) -> None:
-    """By another process, which leaves it running."""
-    from judgelib.integrations.ray import cluster
-
-    cluster().release()  # or there would be no room for another worker
-    code = (
-        "from test_ray import *\n"
-        "mapping.each(Nothing(), squares, [Piece((3,))], lambda _, said: print(said[:2]))\n"
-        "import ray; print(len(ray.nodes()))"
-    )
-    environment = {**os.environ, "ENGINE": "ray", "RAY_ADDRESS": address, "PYTHONPATH": PYTHONPATH}
-    done = subprocess.run(
-        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=120
-    )
-    assert done.stdout.split("\n")[:2] == ["(3, 9)", "1"], done.stderr
+def test_it_is_the_cluster_of_the_other_process(on_ray: Callable[[], None], address: str) -> None:
     import ray
 
+    assert ray.get_runtime_context().gcs_address == address
     assert ray.cluster_resources()["CPU"] == 2

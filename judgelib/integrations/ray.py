@@ -13,11 +13,13 @@ from __future__ import annotations
 
 import logging
 import os
+import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from functools import cache
-from queue import SimpleQueue
+from queue import Empty, SimpleQueue
 from typing import Any, NamedTuple
 
 import torch
@@ -26,6 +28,8 @@ from judgelib.mapping import Load, Take, Work
 
 DEATHS = 3
 """Workers that one piece may cost without a result; then the fault is taken to be its own."""
+PAUSE = 0.5
+"""Seconds between two messages of a worker; what it makes meanwhile comes in one."""
 _END = object()
 
 
@@ -37,8 +41,8 @@ class Worker:
         self._load: Load | None = None
         self._held: Any = None
 
-    def run(self, load: Load, work: Work, piece: Any) -> Iterator[Any]:
-        """Work at a piece; yields each result when it is there.
+    def run(self, load: Load, work: Work, piece: Any) -> Iterator[list[Any]]:
+        """Work at a piece; yields its results as they come, the first one at once.
 
         Work calls back and Ray asks for a generator, hence a thread between them.
         """
@@ -49,9 +53,26 @@ class Worker:
         with ThreadPoolExecutor(1, initializer=torch.set_num_threads, initargs=(1,)) as thread:
             future = thread.submit(work, self._held, piece, results.put)
             future.add_done_callback(lambda _: results.put(_END))
-            while (result := results.get()) is not _END:
-                yield result
+            yield from _gathered(results)
             future.result()
+
+
+def _gathered(results: SimpleQueue[Any]) -> Iterator[list[Any]]:
+    """What is in the queue up to `_END`, in lists at least a pause apart."""
+    batch: list[Any] = []
+    due = time.monotonic()
+    while True:
+        with suppress(Empty):
+            wait = max(0.0, due - time.monotonic()) if batch else None
+            batch.append(results.get(timeout=wait))
+        ended = batch[-1] is _END
+        if ended:
+            batch.pop()
+        if batch and (ended or time.monotonic() >= due):
+            yield batch
+            batch, due = [], time.monotonic() + PAUSE
+        if ended:
+            return
 
 
 class _Task(NamedTuple):
@@ -119,13 +140,14 @@ class Cluster:
         take: Take,
         left: Callable[[Any], Any | None],
     ) -> None:
-        """Take a worker's next result; or note that it has ended, or died."""
+        """Take a worker's next results; or note that it has ended, or died."""
         errors, task = self._ray.exceptions, busy[stream]
         try:
-            result = self._ray.get(next(stream))
+            results = self._ray.get(next(stream))
         except StopIteration:
             self._idle.append(busy.pop(stream).actor)
         except errors.RayTaskError as error:
+            self._idle.append(busy.pop(stream).actor)  # the work failed, not the worker
             raise error.cause from error
         except (errors.RayActorError, errors.ObjectLostError) as error:
             del busy[stream]
@@ -135,7 +157,8 @@ class Cluster:
                 again.append((rest, _one_more(task.deaths, error)))
         else:
             busy[stream] = task._replace(deaths=0)
-            take(task.piece, result)
+            for result in results:
+                take(task.piece, result)
 
     def _suit(self, load: Load) -> None:
         """Workers on GPUs for models on GPUs, and as many as the cluster has room for."""
@@ -154,7 +177,7 @@ class Cluster:
         return self._ray.remote(**needs)(Worker).remote()
 
     def release(self) -> None:
-        """End the idle workers, which otherwise keep their cores or GPUs until this process ends."""
+        """End the idle workers, which keep their cores or GPUs until this process ends."""
         while self._idle:
             self._ray.kill(self._idle.pop())
 

@@ -1,0 +1,365 @@
+"""What a run on thousands of GPUs is limited by, on paper: a seeded simulation.
+
+    python -m judgelib.scale          # or: make scale; fills the tables of docs/scale.md
+
+Mining is simulated, the study with the longest tail. What a question takes (target calls, trials,
+bytes in the journal) is drawn from the questions that were mined here; how long a call lasts and
+how often a GPU fails are assumptions, named in `Plan`. A worker is one GPU with the pair on it, as
+in `judgelib.integrations.ray`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import heapq
+import json
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from judgelib.evaluation import COLUMNS
+from judgelib.hardware import accelerator
+from judgelib.labelling import SPLITS, load_split
+from judgelib.labels import ACCEPTABLE, IGNORED, Labelled
+from judgelib.quality import load_answers
+from judgelib.report import filled, markdown
+from judgelib.results import load_table, project_root, write_files
+
+EVIDENCE = "sandbox-full"
+PAGE = Path("docs") / "scale.md"
+
+# --- what a question takes -----------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Costs:
+    """N mined questions.
+
+    Attributes:
+        passes, records: (N,) target calls, and lines of the journal.
+        size: (N,) bytes of these lines.
+    """
+
+    passes: np.ndarray
+    records: np.ndarray
+    size: np.ndarray
+
+    @classmethod
+    def of(cls, profile: str) -> Costs:
+        """Those of a profile's table `mining_costs` and of its mined labels."""
+        table = load_table("mining_costs", profile).set_index("question")
+        rows = [row for split in SPLITS for row in load_split(profile, "mined", split)]
+        lines = [journal_lines(row) for row in rows]
+        return cls(
+            table["passes"].loc[[row.question_id for row in rows]].to_numpy(),
+            np.array([len(found) for found in lines]),
+            np.array([sum(len(line) + 1 for line in found) for found in lines]),
+        )
+
+    def draw(self, count: int, rng: np.random.Generator) -> Costs:
+        """`count` questions, drawn with replacement."""
+        chosen = rng.integers(len(self.passes), size=count)
+        return Costs(self.passes[chosen], self.records[chosen], self.size[chosen])
+
+
+def journal_lines(row: Labelled) -> list[str]:
+    """The journal's lines of a mined answer.
+
+    A trial that was adopted wrote the rest of the answer: as much as there is of it in the end.
+    """
+    name, response = row.question_id, row.response_ids
+    trials = [
+        {
+            "question": name, "place": place, "token": row.judged_ids[place],
+            "important": label != ACCEPTABLE,
+            "continuation": response[place + 1 :] if label == ACCEPTABLE else [], "passes": 1,
+        }
+        for place, label in enumerate(row.labels)
+        if label != IGNORED
+    ]  # fmt: skip
+    lines = [
+        {"question": name, "response": response, "passes": 1},
+        *trials,
+        {"question": name, "done": True},
+    ]
+    return [json.dumps(line) for line in lines]
+
+
+# --- a run ---------------------------------------------------------------------------------------
+
+
+def pass_seconds(parameters: float = 8.03e9, gpu: str = "H100 SXM", reached: float = 0.5) -> float:
+    """A target call that reads bfloat16 weights once, at a share of the GPU's bandwidth."""
+    return 2 * parameters / (accelerator(gpu).bandwidth * reached)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A run, and what is assumed about the machines.
+
+    Attributes:
+        workers: GPUs, each with a pair of models.
+        shard: questions handed to a worker at a time.
+        slots: of them side by side; a call reads all, and takes as long as for one.
+        failures: of one GPU, per hour. The default is 419 in 54 days on 16,384 GPUs, as reported
+            for the training of Llama 3 (arXiv 2407.21783, section 3.3.4).
+        restart_seconds: until a worker is replaced and has loaded the models.
+        record_seconds, sync_seconds: for the driver to write a line, and to have it on the disk,
+            which is waited for once a question (`JsonLines.write` on a cloud disk).
+    """
+
+    workers: int
+    questions: int
+    shard: int = 64
+    slots: int = 32
+    pass_seconds: float = pass_seconds()
+    failures: float = 419 / (54 * 24 * 16_384)
+    restart_seconds: float = 180.0
+    record_seconds: float = 20e-6
+    sync_seconds: float = 3e-3
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of a plan.
+
+    Attributes:
+        seconds: until the last worker has ended.
+        longest: seconds that the longest question alone takes.
+        empty: share of slots without a question while their worker works.
+        waiting: share of the workers' time behind their last shard: for stragglers.
+        deaths: workers lost; redone, restarting: shares of the workers' time.
+        driver: seconds that the driver writes.
+        size: bytes of the journal.
+    """
+
+    seconds: float
+    longest: float
+    empty: float
+    waiting: float
+    deaths: int
+    redone: float
+    restarting: float
+    driver: float
+    size: int
+
+
+def simulate(plan: Plan, costs: Costs, *, seed: int = 0) -> Outcome:
+    """Hand out shards to whichever worker is free; a dead one's rest goes to the end of the queue.
+
+    Raises:
+        ValueError: a plan without workers, questions, or room in a shard.
+    """
+    if min(plan.workers, plan.questions, plan.shard, plan.slots) < 1:
+        raise ValueError(f"expected at least one worker, question, shard and slot, got {plan}")
+    rng = np.random.default_rng(seed)
+    drawn = costs.draw(plan.questions, rng)
+    lengths = shard_passes(drawn.passes, plan.shard, plan.slots) * plan.pass_seconds
+    ends, deaths, redone = _hand_out(plan, lengths, rng)
+    whole = plan.workers * ends.max()
+    return Outcome(
+        seconds=float(ends.max()),
+        longest=float(drawn.passes.max() * plan.pass_seconds),
+        empty=1 - float(drawn.passes.sum() * plan.pass_seconds / (lengths.sum() * plan.slots)),
+        waiting=float((ends.max() - ends).sum() / whole),
+        deaths=deaths,
+        redone=redone / whole,
+        restarting=deaths * plan.restart_seconds / whole,
+        driver=float(drawn.records.sum() * plan.record_seconds)
+        + plan.questions * plan.sync_seconds,
+        size=int(drawn.size.sum()),
+    )
+
+
+def shard_passes(passes: np.ndarray, shard: int, slots: int) -> np.ndarray:
+    """Target calls of each shard: a slot that is free takes the shard's next question.
+
+    >>> shard_passes(np.array([3, 1, 1, 5]), 4, 2)
+    array([7])
+    """
+    count = -(-len(passes) // shard)
+    padded = np.zeros(count * shard, dtype=passes.dtype)
+    padded[: len(passes)] = passes
+    busy = np.zeros((count, min(slots, shard)), dtype=passes.dtype)
+    rows = np.arange(count)
+    for question in padded.reshape(count, shard).T:
+        busy[rows, busy.argmin(1)] += question
+    longest: np.ndarray = busy.max(1)
+    return longest
+
+
+def _hand_out(
+    plan: Plan, lengths: np.ndarray, rng: np.random.Generator
+) -> tuple[np.ndarray, int, float]:
+    """When each worker has ended, how many died, and the seconds of work that were lost.
+
+    A death costs one call at most: every trial's verdict is with the driver when the next begins.
+    """
+    free = [(0.0, worker) for worker in range(plan.workers)]
+    ends = np.zeros(plan.workers)
+    queue, deaths = deque(lengths.tolist()), 0
+    while queue:
+        length = queue.popleft()
+        start, worker = heapq.heappop(free)
+        lives = rng.exponential(3600 / plan.failures) if plan.failures else np.inf
+        if lives < length:
+            deaths += 1
+            queue.append(length - lives + plan.pass_seconds)
+            ends[worker] = start + lives
+            heapq.heappush(free, (start + lives + plan.restart_seconds, worker))
+        else:
+            ends[worker] = start + length
+            heapq.heappush(free, (start + length, worker))
+    return ends, deaths, deaths * plan.pass_seconds
+
+
+# --- the page's tables ---------------------------------------------------------------------------
+
+
+FULL = Plan(workers=10_000, questions=1_000_000)
+"""10,000 GPUs and 100 questions for each."""
+
+
+def workers(profile: str) -> str:
+    """The same million questions on more and more GPUs."""
+    costs = Costs.of(profile)
+    plans = [replace(FULL, workers=count) for count in (100, 1_000, 4_000, 10_000)]
+    rows = [{"GPUs": f"{p.workers:,}", **_row(p, simulate(p, costs))} for p in plans]
+    return markdown(pd.DataFrame(rows))
+
+
+def shards(profile: str) -> str:
+    """10,000 GPUs with shards of several sizes."""
+    costs = Costs.of(profile)
+    plans = [replace(FULL, shard=size) for size in (4, 16, 32, 64, 100)]
+    rows = [{"questions a shard": p.shard, **_row(p, simulate(p, costs))} for p in plans]
+    return markdown(pd.DataFrame(rows))
+
+
+def failures(profile: str) -> str:
+    """1,000 GPUs that fail as reported, and far more often."""
+    costs = Costs.of(profile)
+    base = replace(FULL, workers=1_000)
+    rates = {"none": 0.0, "as reported": base.failures, "one an hour and GPU": 1.0}
+    rows = []
+    for name, rate in rates.items():
+        found = simulate(replace(base, failures=rate), costs)
+        rows.append(
+            {
+                "failures": name,
+                "hours": f"{found.seconds / 3600:.2f}",
+                "workers lost": f"{found.deaths:,}",
+                "work done twice": f"{found.redone:.4%}",
+                "restarting": f"{found.restarting:.2%}",
+            }
+        )
+    return markdown(pd.DataFrame(rows))
+
+
+def _row(plan: Plan, found: Outcome) -> dict[str, str]:
+    return {
+        "hours": f"{found.seconds / 3600:.2f}",
+        "GPU-hours": f"{plan.workers * found.seconds / 3600:,.0f}",
+        "empty slots": f"{found.empty:.0%}",
+        "waiting for stragglers": f"{found.waiting:.0%}",
+        "driver busy": f"{found.driver / found.seconds:.0%}",
+    }
+
+
+def assumptions(profile: str) -> str:
+    """What the numbers rest on."""
+    costs = Costs.of(profile)
+    low, middle, high = np.percentile(costs.passes, [50, 95, 100])
+    return "\n".join(
+        [
+            f"- {len(costs.passes):,} questions mined under profile `{profile}`: median "
+            f"{low:,.0f} target calls, 95% below {middle:,.0f}, the longest {high:,.0f}.",
+            f"- {FULL.pass_seconds * 1e3:.1f} ms a target call: the weights of an 8B model in "
+            "bfloat16, read at half of an H100's bandwidth; up to "
+            f"{FULL.slots} texts read together take no longer.",
+            f"- One failure in {1 / FULL.failures:,.0f} GPU-hours (reported for Llama 3, arXiv "
+            f"2407.21783), and {FULL.restart_seconds:.0f} s until a worker is replaced.",
+            f"- The driver writes a line in {FULL.record_seconds * 1e6:.0f} µs and waits "
+            f"{FULL.sync_seconds * 1e3:.0f} ms for the disk once a question.",
+        ]
+    )
+
+
+def storage(profile: str) -> str:
+    """Bytes a question leaves behind, and what comes of a million."""
+    costs = Costs.of(profile)
+    tokens = _labelled_tokens(profile)
+    rows = [
+        ("mining: journal", costs.size.mean(), "the driver's disk"),
+        ("evaluation: a line a shard, per answer", _answer_size(profile), "the driver's disk"),
+        ("features: 4,096 float32 a labelled token", tokens * 4096 * 4, "the driver's memory"),
+        ("features: 16,384 float32 (405B)", tokens * 16_384 * 4, "the driver's memory"),
+    ]
+    return markdown(
+        pd.DataFrame(
+            {
+                "what": what,
+                "kB a question": f"{size / 1e3:,.2f}",
+                "GB a million": f"{size / 1e3:,.1f}",
+                "where": where,
+            }
+            for what, size, where in rows
+        )
+    )
+
+
+def bottleneck(profile: str) -> str:
+    """In sentences: which of the limits comes first."""
+    costs = Costs.of(profile)
+    found = simulate(FULL, costs)
+    per_question = found.driver / FULL.questions
+    alone = costs.passes.mean() * FULL.pass_seconds / FULL.slots
+    return "\n".join(
+        [
+            f"- A question takes a GPU {alone:.3f} s of a full batch and the driver "
+            f"{per_question * 1e3:.2f} ms. One driver therefore keeps up with at most "
+            f"{alone / per_question:,.0f} GPUs with full batches; with the empty slots of shards "
+            f"of {FULL.shard}, with {alone / per_question / (1 - found.empty):,.0f}.",
+            f"- Nothing ends before the longest question: {found.longest:.0f} s of "
+            f"{found.seconds:.0f} s on {FULL.workers:,} GPUs.",
+        ]
+    )
+
+
+def _labelled_tokens(profile: str) -> float:
+    """Labelled tokens of a mined question."""
+    table = load_table("labels_summary", profile)
+    mined = table[table["source"] == "mined"]
+    return float((mined["acceptable"] + mined["unacceptable"]).sum() / mined["questions"].sum())
+
+
+def _answer_size(profile: str) -> float:
+    """Bytes of an answer in the file of finished cells."""
+    answers = load_answers(profile, "test")
+    columns = {name: answers[name].tolist() for name in ["domain", *COLUMNS]}
+    return len(json.dumps(columns)) / len(answers)
+
+
+BLOCKS: dict[str, Callable[[str], str]] = {
+    function.__name__: function
+    for function in (assumptions, workers, shards, failures, storage, bottleneck)
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description="Fill the tables of docs/scale.md.")
+    parser.add_argument("--profile", default=EVIDENCE, help="whose mined questions are drawn")
+    parser.add_argument("--file", type=Path, default=project_root() / PAGE)
+    options = parser.parse_args(arguments)
+    text = filled(options.file.read_text(encoding="utf-8"), options.profile, BLOCKS)
+    write_files({options.file: text.encode()})
+    print(f"{options.file.name}: simulated with the questions of profile {options.profile}")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import secrets
 import signal
 import subprocess
 import sys
@@ -52,20 +53,23 @@ sys.stdin.read()
 @pytest.fixture(scope="module")
 def address() -> Iterator[str]:
     """A running cluster of two workers, of another process."""
-    # Its workers need what is defined in this file.
-    paths = os.pathsep.join([str(Path(__file__).parent), str(checkout())])
-    process = subprocess.Popen(
-        [sys.executable, "-c", CLUSTER],
-        env={**os.environ, "PYTHONPATH": paths},
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-    assert process.stdin is not None and process.stdout is not None
-    yield process.stdout.readline().strip()
-    process.stdin.close()
-    process.wait(timeout=60)
-    process.stdout.close()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAY_AUTH_MODE", "token")
+        patch.setenv("RAY_AUTH_TOKEN", secrets.token_hex(16))
+        # Its workers need what is defined in this file.
+        paths = os.pathsep.join([str(Path(__file__).parent), str(checkout())])
+        process = subprocess.Popen(
+            [sys.executable, "-c", CLUSTER],
+            env={**os.environ, "PYTHONPATH": paths},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        assert process.stdin is not None and process.stdout is not None
+        yield process.stdout.readline().strip()
+        process.stdin.close()
+        process.wait(timeout=60)
+        process.stdout.close()
 
 
 @pytest.fixture(scope="module")

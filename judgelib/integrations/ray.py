@@ -210,11 +210,13 @@ def _wanted_workers() -> int:
 
 def _joined() -> Any:
     """Ray, connected to the cluster at RAY_ADDRESS or to a new one on this machine."""
+    address = os.environ.get("RAY_ADDRESS")
+    if not address:  # Ray's own default, which it would announce in every notebook
+        os.environ.setdefault("RAY_AUTH_MODE", "token")
     import ray
 
     if ray.is_initialized():  # by the user, who has his reasons
         return ray
-    address = os.environ.get("RAY_ADDRESS")
     new = {} if address else {"include_dashboard": False}
     try:
         ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, **new)

@@ -23,6 +23,7 @@ import pandas as pd
 
 from judgelib.evaluation import COLUMNS
 from judgelib.hardware import accelerator
+from judgelib.integrations.ray import MESSAGES
 from judgelib.labelling import SPLITS, load_split
 from judgelib.labels import ACCEPTABLE, IGNORED, Labelled
 from judgelib.quality import load_answers
@@ -108,8 +109,8 @@ class Plan:
         failures: of one GPU, per hour. The default is 419 in 54 days on 16,384 GPUs, as reported
             for the training of Llama 3 (arXiv 2407.21783, section 3.3.4).
         restart_seconds: until a worker is replaced and has loaded the models.
-        record_seconds, sync_seconds: for the driver to write a line, and to have it on the disk,
-            which is waited for once a question (`JsonLines.write` on a cloud disk).
+        record_seconds: for the driver to write a line (`JsonLines.write`).
+        message_seconds: for the driver to take a message of a worker, with some of these lines.
     """
 
     workers: int
@@ -120,7 +121,12 @@ class Plan:
     failures: float = 419 / (54 * 24 * 16_384)
     restart_seconds: float = 180.0
     record_seconds: float = 20e-6
-    sync_seconds: float = 3e-3
+    message_seconds: float = 1e-3
+
+    @property
+    def pause(self) -> float:
+        """Seconds between two messages of a worker."""
+        return self.workers / MESSAGES
 
 
 @dataclass(frozen=True)
@@ -133,7 +139,7 @@ class Outcome:
         empty: share of slots without a question while their worker works.
         waiting: share of the workers' time behind their last shard: for stragglers.
         deaths: workers lost; redone, restarting: shares of the workers' time.
-        driver: seconds that the driver writes.
+        driver: seconds that the driver takes messages and writes.
         size: bytes of the journal.
     """
 
@@ -170,7 +176,7 @@ def simulate(plan: Plan, costs: Costs, *, seed: int = 0) -> Outcome:
         redone=redone / whole,
         restarting=deaths * plan.restart_seconds / whole,
         driver=float(drawn.records.sum() * plan.record_seconds)
-        + plan.questions * plan.sync_seconds,
+        + _messages(plan, lengths) * plan.message_seconds,
         size=int(drawn.size.sum()),
     )
 
@@ -192,29 +198,34 @@ def shard_passes(passes: np.ndarray, shard: int, slots: int) -> np.ndarray:
     return longest
 
 
+def _messages(plan: Plan, lengths: np.ndarray) -> float:
+    """Of all shards: the first result comes at once, the last with the end."""
+    return float((2 + lengths // plan.pause).sum())
+
+
 def _hand_out(
     plan: Plan, lengths: np.ndarray, rng: np.random.Generator
 ) -> tuple[np.ndarray, int, float]:
     """When each worker has ended, how many died, and the seconds of work that were lost.
 
-    A death costs one call at most: every trial's verdict is with the driver when the next begins.
+    A death costs what the worker had not said: half a pause, and half a call.
     """
     free = [(0.0, worker) for worker in range(plan.workers)]
     ends = np.zeros(plan.workers)
-    queue, deaths = deque(lengths.tolist()), 0
+    queue, deaths, again = deque(lengths.tolist()), 0, (plan.pause + plan.pass_seconds) / 2
     while queue:
         length = queue.popleft()
         start, worker = heapq.heappop(free)
         lives = rng.exponential(3600 / plan.failures) if plan.failures else np.inf
         if lives < length:
             deaths += 1
-            queue.append(length - lives + plan.pass_seconds)
+            queue.append(length - lives + min(lives, again))
             ends[worker] = start + lives
             heapq.heappush(free, (start + lives + plan.restart_seconds, worker))
         else:
             ends[worker] = start + length
             heapq.heappush(free, (start + length, worker))
-    return ends, deaths, deaths * plan.pass_seconds
+    return ends, deaths, deaths * again
 
 
 # --- the page's tables ---------------------------------------------------------------------------
@@ -283,8 +294,9 @@ def assumptions(profile: str) -> str:
             f"{FULL.slots} texts read together take no longer.",
             f"- One failure in {1 / FULL.failures:,.0f} GPU-hours (reported for Llama 3, arXiv "
             f"2407.21783), and {FULL.restart_seconds:.0f} s until a worker is replaced.",
-            f"- The driver writes a line in {FULL.record_seconds * 1e6:.0f} µs and waits "
-            f"{FULL.sync_seconds * 1e3:.0f} ms for the disk once a question.",
+            f"- The driver takes a message in {FULL.message_seconds * 1e3:.0f} ms and writes a "
+            f"line in {FULL.record_seconds * 1e6:.0f} µs. Workers send it {MESSAGES} messages a "
+            "second in all, whatever their number, with the lines made since the last one.",
         ]
     )
 

@@ -8,19 +8,18 @@ from __future__ import annotations
 import json
 import os
 import secrets
-import signal
 import subprocess
 import sys
-import time
 from collections import Counter
-from collections.abc import Callable, Hashable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from ray_work import Deadly, Nothing, Piece, refuse, squares
 
 from judgelib import answering, evaluation, features, mapping, mining
 from judgelib.evaluation import Cell, Pair, evaluate
@@ -29,7 +28,7 @@ from judgelib.labels import load_labels
 from judgelib.mining import Mined, mine
 from judgelib.models import LanguageModel, load_pair
 from judgelib.provenance import checkout
-from judgelib.tasks.base import Question, load_task
+from judgelib.tasks.base import load_task
 
 pytestmark = [
     pytest.mark.skipif(find_spec("ray") is None, reason="Ray is not installed: make ray"),
@@ -96,52 +95,6 @@ def pair() -> Models:
 
 
 # --- any work ------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Nothing:
-    """Work that needs no models; the number tells one from another."""
-
-    number: int = 0
-    devices: tuple[str, ...] = ("cpu",)
-
-    def __call__(self) -> int:
-        return os.getpid()
-
-    def here(self) -> int:
-        return self()
-
-    def elsewhere(self) -> Nothing:
-        return self
-
-
-@dataclass(frozen=True)
-class Piece:
-    """Numbers to be squared; the worker dies at the fatal one if the file is not there yet."""
-
-    numbers: tuple[int, ...]
-    fatal: int = -1
-    died: str = ""
-
-
-def squares(held: int, piece: Piece, emit: mapping.Emit) -> None:
-    for number in piece.numbers:
-        if number == piece.fatal:
-            die_once(Path(piece.died))
-        emit((number, number**2, held))
-
-
-def die_once(marker: Path) -> None:
-    """Kill this process without a chance to tidy up, unless somebody did before; what it has said
-    has arrived."""
-    if not marker.exists():
-        marker.touch()
-        time.sleep(1.0)
-        os.kill(os.getpid(), signal.SIGKILL)
-
-
-def refuse(held: int, piece: Piece, emit: mapping.Emit) -> None:
-    raise ValueError(f"expected no numbers, got {piece.numbers}")
 
 
 def test_a_killed_worker_costs_what_it_had_not_said(
@@ -213,31 +166,6 @@ def test_other_weights_are_refused(pair: Models) -> None:
 
 
 # --- the studies ---------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Deadly:
-    """A task whose worker is killed at the answers to the trials of one question."""
-
-    inner: Any
-    question: str
-    died: str
-
-    @property
-    def name(self) -> str:
-        return str(self.inner.name)
-
-    def answers(self, questions: Sequence[Question], texts: Sequence[str]) -> list[Hashable]:
-        if self.died and self.question in [q.id for q in questions] and "again" in self.tried():
-            die_once(Path(self.died))
-        return list(self.inner.answers(questions, texts))
-
-    def tried(self) -> str:
-        """How often answers to the question were asked for: the target's own comes first."""
-        counter = Path(self.died + ".asked")
-        before = counter.read_text() if counter.exists() else ""
-        counter.write_text("once" if not before else "again")
-        return before
 
 
 def mined(pair: Models, path: Path, died: str = "", count: int = 6) -> tuple[Mined, list[Any]]:

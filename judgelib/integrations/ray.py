@@ -28,8 +28,9 @@ from judgelib.mapping import Load, Take, Work
 
 DEATHS = 3
 """Workers that one piece may cost without a result; then the fault is taken to be its own."""
-PAUSE = 0.5
-"""Seconds between two messages of a worker; what it makes meanwhile comes in one."""
+MESSAGES = 500
+"""What this process is sent a second, at most: a worker of many pauses between its messages, and
+what it makes meanwhile comes in one."""
 _END = object()
 
 
@@ -41,8 +42,8 @@ class Worker:
         self._load: Load | None = None
         self._held: Any = None
 
-    def run(self, load: Load, work: Work, piece: Any) -> Iterator[list[Any]]:
-        """Work at a piece; yields its results as they come, the first one at once.
+    def run(self, load: Load, work: Work, pause: float, piece: Any) -> Iterator[list[Any]]:
+        """Work at a piece; yields its results as they come, after the first one a `pause` apart.
 
         Work calls back and Ray asks for a generator, hence a thread between them.
         """
@@ -53,12 +54,12 @@ class Worker:
         with ThreadPoolExecutor(1, initializer=torch.set_num_threads, initargs=(1,)) as thread:
             future = thread.submit(work, self._held, piece, results.put)
             future.add_done_callback(lambda _: results.put(_END))
-            yield from _gathered(results)
+            yield from _gathered(results, pause)
             future.result()
 
 
-def _gathered(results: SimpleQueue[Any]) -> Iterator[list[Any]]:
-    """What is in the queue up to `_END`, in lists at least a pause apart."""
+def _gathered(results: SimpleQueue[Any], pause: float) -> Iterator[list[Any]]:
+    """What comes through the queue up to `_END`, in lists that are `pause` seconds apart."""
     batch: list[Any] = []
     due = time.monotonic()
     while True:
@@ -70,7 +71,7 @@ def _gathered(results: SimpleQueue[Any]) -> Iterator[list[Any]]:
             batch.pop()
         if batch and (ended or time.monotonic() >= due):
             yield batch
-            batch, due = [], time.monotonic() + PAUSE
+            batch, due = [], time.monotonic() + pause
         if ended:
             return
 
@@ -114,7 +115,7 @@ class Cluster:
         """See `mapping.each`."""
         self._suit(load)
         fresh, again = iter(pieces), deque[tuple[Any, int]]()
-        sent = self._ray.put(load), self._ray.put(work)
+        sent = self._ray.put(load), self._ray.put(work), self._limit / MESSAGES
         busy: dict[Any, _Task] = {}
         try:
             while True:
@@ -187,8 +188,8 @@ class Cluster:
         cluster.cache_clear()
 
 
-def _start(actor: Any, load: Any, work: Any, piece: Any) -> Any:
-    return actor.run.options(num_returns="streaming").remote(load, work, piece)
+def _start(actor: Any, *given: Any) -> Any:
+    return actor.run.options(num_returns="streaming").remote(*given)
 
 
 def _one_more(deaths: int, error: Exception) -> int:

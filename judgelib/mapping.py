@@ -28,6 +28,9 @@ from judgelib.models import LanguageModel, load_model
 LOCAL, RAY, VLLM = ENGINES = ("local", "ray", "vllm")
 _INSTALL = {RAY: "make ray", VLLM: "make vllm"}
 
+TURNS = 2
+"""Pieces for each worker of a cluster: with one each, all would wait for the slowest."""
+
 Emit = Callable[[Any], object]
 Work = Callable[[Any, Any, Emit], object]
 """Works at one piece with what the worker holds: (held, piece, emit)."""
@@ -109,6 +112,25 @@ def each(
         _in_processes(holder.elsewhere(), work, list(pieces), take, workers)
     else:
         _here(holder.here(), work, pieces, take)
+
+
+def portion(holder: Holder, count: int, largest: int) -> int:
+    """How many of `count` questions make a piece, where any number gives the same results: all of
+    them here; on a cluster as many as give each worker `TURNS`, up to `largest`."""
+    if engine() != RAY:
+        return max(1, count)
+    from judgelib.integrations.ray import cluster
+
+    return share(count, cluster().room(holder.elsewhere()), largest)
+
+
+def share(count: int, workers: int, largest: int) -> int:
+    """See `portion`.
+
+    >>> share(1000, 10, largest=64), share(50, 10, largest=64)
+    (50, 3)
+    """
+    return max(1, min(largest, -(-count // (TURNS * workers))))
 
 
 def _here(held: Any, work: Work, pieces: Iterable[Any], take: Take) -> None:

@@ -33,15 +33,16 @@ from judgelib.drafting import ModelDrafter, RevisionDrafter
 from judgelib.head_config import public_name
 from judgelib.journal import JsonLines, Record
 from judgelib.labels import ACCEPTABLE, IGNORED, UNACCEPTABLE, Labelled
-from judgelib.mapping import RAY, Emit, Models, each, engine
+from judgelib.mapping import Emit, Models, each, portion
 from judgelib.models import LanguageModel, check_pair
 from judgelib.rules import Match
 from judgelib.tasks.base import Question, Settling, Task, prompt_ids
 
 MAX_NEW_TOKENS = 256
-SHARD, SHARDS = 64, 8
-"""A cluster's workers get up to 64 questions at a time, and fewer if that makes less than 8 parts.
-Every answer comes out as it would alone, so the parts decide nothing."""
+SHARD = 1024
+"""The most questions that a cluster's worker gets at a time: many for each slot, or most slots wait
+for the longest search (docs/scale.md). Every answer comes out as it would alone, so this decides
+nothing else."""
 
 
 @dataclass(frozen=True)
@@ -230,7 +231,8 @@ def mine(
     if slots < 1:
         raise ValueError(f"slots must be at least 1 question at a time, got {slots}")
     settings = Settings.of(target, draft, task, max_new_tokens)
-    size = _shard_size(len(questions)) if engine() == RAY else max(1, len(questions))
+    pair = Models(target, draft)
+    size = portion(pair, len(questions), SHARD)
     prompts = {q.id: prompt_ids(target.tokenizer, q) for q in questions}
     if len(prompts) < len(questions):
         raise ValueError("two questions have the same id; give each its own, or ask it once")
@@ -252,7 +254,6 @@ def mine(
         done = len(questions) - sum(len(shard.questions) for shard in shards)
         with tqdm(total=len(questions), initial=done, desc=f"mining {task.name}",
                   unit="question", disable=None if progress else True) as bar:  # fmt: skip
-            pair = Models(target, draft)
             each(pair, search_shard, shards, take, left=lambda shard: left(shard.questions))
         searches = [s for q in questions if (s := journal.search(q, prompts[q.id]))]
     author = public_name(draft.name)
@@ -296,10 +297,6 @@ def search_shard(models: tuple[LanguageModel, LanguageModel], shard: Shard, emit
     in_order = [searches[question.id] for question in shard.questions]
     trying = _Trying(emit, in_order, target, draft, task, slots, limit, longest)
     speculate_stream(target, RevisionDrafter(), Match(), trying, longest=longest, window=window)
-
-
-def _shard_size(questions: int) -> int:
-    return max(1, min(SHARD, -(-questions // SHARDS)))
 
 
 class _Answering:

@@ -16,6 +16,7 @@ import json
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -26,6 +27,8 @@ from judgelib.hardware import accelerator
 from judgelib.integrations.ray import MESSAGES
 from judgelib.labelling import SPLITS, load_split
 from judgelib.labels import ACCEPTABLE, IGNORED, Labelled
+from judgelib.mapping import share
+from judgelib.mining import SHARD
 from judgelib.quality import load_answers
 from judgelib.report import filled, markdown
 from judgelib.results import load_table, project_root, write_files
@@ -50,6 +53,7 @@ class Costs:
     size: np.ndarray
 
     @classmethod
+    @cache
     def of(cls, profile: str) -> Costs:
         """Those of a profile's table `mining_costs` and of its mined labels."""
         table = load_table("mining_costs", profile).set_index("question")
@@ -104,7 +108,7 @@ class Plan:
 
     Attributes:
         workers: GPUs, each with a pair of models.
-        shard: questions handed to a worker at a time.
+        largest: questions handed to a worker at a time, at most.
         slots: of them side by side; a call reads all, and takes as long as for one.
         failures: of one GPU, per hour. The default is 419 in 54 days on 16,384 GPUs, as reported
             for the training of Llama 3 (arXiv 2407.21783, section 3.3.4).
@@ -115,13 +119,18 @@ class Plan:
 
     workers: int
     questions: int
-    shard: int = 64
+    largest: int = SHARD
     slots: int = 32
     pass_seconds: float = pass_seconds()
     failures: float = 419 / (54 * 24 * 16_384)
     restart_seconds: float = 180.0
     record_seconds: float = 20e-6
     message_seconds: float = 1e-3
+
+    @property
+    def shard(self) -> int:
+        """Questions handed to a worker at a time."""
+        return share(self.questions, self.workers, self.largest)
 
     @property
     def pause(self) -> float:
@@ -134,10 +143,10 @@ class Outcome:
     """What became of a plan.
 
     Attributes:
-        seconds: until the last worker has ended.
+        seconds: until the last worker has ended and the driver has written everything.
         longest: seconds that the longest question alone takes.
         empty: share of slots without a question while their worker works.
-        waiting: share of the workers' time behind their last shard: for stragglers.
+        waiting: share of the workers' time behind their last shard: for stragglers or the driver.
         deaths: workers lost; redone, restarting: shares of the workers' time.
         driver: seconds that the driver takes messages and writes.
         size: bytes of the journal.
@@ -160,23 +169,25 @@ def simulate(plan: Plan, costs: Costs, *, seed: int = 0) -> Outcome:
     Raises:
         ValueError: a plan without workers, questions, or room in a shard.
     """
-    if min(plan.workers, plan.questions, plan.shard, plan.slots) < 1:
+    if min(plan.workers, plan.questions, plan.largest, plan.slots) < 1:
         raise ValueError(f"expected at least one worker, question, shard and slot, got {plan}")
     rng = np.random.default_rng(seed)
     drawn = costs.draw(plan.questions, rng)
     lengths = shard_passes(drawn.passes, plan.shard, plan.slots) * plan.pass_seconds
     ends, deaths, redone = _hand_out(plan, lengths, rng)
-    whole = plan.workers * ends.max()
+    writing = drawn.records.sum() * plan.record_seconds
+    driver = float(writing + _messages(plan, lengths) * plan.message_seconds)
+    seconds = max(float(ends.max()), driver)
+    whole = plan.workers * seconds
     return Outcome(
-        seconds=float(ends.max()),
+        seconds=seconds,
         longest=float(drawn.passes.max() * plan.pass_seconds),
         empty=1 - float(drawn.passes.sum() * plan.pass_seconds / (lengths.sum() * plan.slots)),
-        waiting=float((ends.max() - ends).sum() / whole),
+        waiting=float((seconds - ends).sum() / whole),
         deaths=deaths,
         redone=redone / whole,
         restarting=deaths * plan.restart_seconds / whole,
-        driver=float(drawn.records.sum() * plan.record_seconds)
-        + _messages(plan, lengths) * plan.message_seconds,
+        driver=driver,
         size=int(drawn.size.sum()),
     )
 
@@ -237,24 +248,27 @@ FULL = Plan(workers=10_000, questions=1_000_000)
 
 def workers(profile: str) -> str:
     """The same million questions on more and more GPUs."""
-    costs = Costs.of(profile)
-    plans = [replace(FULL, workers=count) for count in (100, 1_000, 4_000, 10_000)]
-    rows = [{"GPUs": f"{p.workers:,}", **_row(p, simulate(p, costs))} for p in plans]
-    return markdown(pd.DataFrame(rows))
+    plans = [replace(FULL, workers=count) for count in (10, 100, 1_000, 10_000)]
+    return _table("GPUs", [f"{plan.workers:,}" for plan in plans], plans, profile)
 
 
 def shards(profile: str) -> str:
-    """10,000 GPUs with shards of several sizes."""
-    costs = Costs.of(profile)
-    plans = [replace(FULL, shard=size) for size in (4, 16, 32, 64, 100)]
-    rows = [{"questions a shard": p.shard, **_row(p, simulate(p, costs))} for p in plans]
-    return markdown(pd.DataFrame(rows))
+    """100 GPUs with shards of several sizes."""
+    plans = [replace(FULL, workers=100, largest=size) for size in (16, 64, 256, 1024, 4096)]
+    return _table("questions a shard", [f"{plan.shard:,}" for plan in plans], plans, profile)
+
+
+def drivers(profile: str) -> str:
+    """10,000 GPUs under several drivers, each with its part of GPUs and questions."""
+    counts = (1, 4, 16, 64)
+    plans = [replace(FULL, workers=10_000 // n, questions=1_000_000 // n) for n in counts]
+    return _table("drivers", list(map(str, counts)), plans, profile, counts)
 
 
 def failures(profile: str) -> str:
-    """1,000 GPUs that fail as reported, and far more often."""
+    """100 GPUs that fail as reported, and far more often."""
     costs = Costs.of(profile)
-    base = replace(FULL, workers=1_000)
+    base = replace(FULL, workers=100)
     rates = {"none": 0.0, "as reported": base.failures, "one an hour and GPU": 1.0}
     rows = []
     for name, rate in rates.items():
@@ -262,7 +276,7 @@ def failures(profile: str) -> str:
         rows.append(
             {
                 "failures": name,
-                "hours": f"{found.seconds / 3600:.2f}",
+                "minutes": f"{found.seconds / 60:,.1f}",
                 "workers lost": f"{found.deaths:,}",
                 "work done twice": f"{found.redone:.4%}",
                 "restarting": f"{found.restarting:.2%}",
@@ -271,14 +285,26 @@ def failures(profile: str) -> str:
     return markdown(pd.DataFrame(rows))
 
 
-def _row(plan: Plan, found: Outcome) -> dict[str, str]:
-    return {
-        "hours": f"{found.seconds / 3600:.2f}",
-        "GPU-hours": f"{plan.workers * found.seconds / 3600:,.0f}",
-        "empty slots": f"{found.empty:.0%}",
-        "waiting for stragglers": f"{found.waiting:.0%}",
-        "driver busy": f"{found.driver / found.seconds:.0%}",
-    }
+def _table(
+    name: str, labels: list[str], plans: Sequence[Plan], profile: str, times: Sequence[int] = ()
+) -> str:
+    """A line a plan; `times`: how many runs of that kind there are side by side."""
+    rows = []
+    for label, plan, runs in zip(labels, plans, times or [1] * len(plans), strict=True):
+        found = simulate(plan, Costs.of(profile))
+        hours = runs * plan.workers * found.seconds / 3600
+        rows.append(
+            {
+                name: label,
+                **({} if "shard" in name else {"questions a shard": f"{plan.shard:,}"}),
+                "minutes": f"{found.seconds / 60:,.1f}",
+                "GPU-hours": f"{hours:,.0f}",
+                "empty slots": f"{found.empty:.0%}",
+                "GPUs waiting": f"{found.waiting:.0%}",
+                "driver busy": f"{found.driver / found.seconds:.0%}",
+            }
+        )
+    return markdown(pd.DataFrame(rows))
 
 
 def assumptions(profile: str) -> str:
@@ -326,18 +352,22 @@ def storage(profile: str) -> str:
 
 def bottleneck(profile: str) -> str:
     """In sentences: which of the limits comes first."""
-    costs = Costs.of(profile)
-    found = simulate(FULL, costs)
-    per_question = found.driver / FULL.questions
-    alone = costs.passes.mean() * FULL.pass_seconds / FULL.slots
+    costs, plan = Costs.of(profile), replace(FULL, workers=100)
+    found = simulate(plan, costs)
+    alone = float(costs.passes.mean()) * FULL.pass_seconds / FULL.slots
+    writing = float(costs.records.mean()) * FULL.record_seconds
+    sending = MESSAGES * FULL.message_seconds
+    room = alone / (1 - found.empty) / writing * (1 - sending)
     return "\n".join(
         [
-            f"- A question takes a GPU {alone:.3f} s of a full batch and the driver "
-            f"{per_question * 1e3:.2f} ms. One driver therefore keeps up with at most "
-            f"{alone / per_question:,.0f} GPUs with full batches; with the empty slots of shards "
-            f"of {FULL.shard}, with {alone / per_question / (1 - found.empty):,.0f}.",
-            f"- Nothing ends before the longest question: {found.longest:.0f} s of "
-            f"{found.seconds:.0f} s on {FULL.workers:,} GPUs.",
+            f"- A question takes a GPU {alone / (1 - found.empty) * 1e3:.0f} ms in shards of "
+            f"{plan.shard:,}, of which {found.empty:.0%} is for slots that stand empty: the "
+            "longest question of a shard keeps its worker while the other slots have none left. "
+            f"With all slots full it would be {alone * 1e3:.0f} ms.",
+            f"- The driver writes {costs.records.mean():.1f} lines for it, which takes "
+            f"{writing * 1e6:.0f} µs, and takes messages {sending:.0%} of its time: it keeps up "
+            f"with about {room:,.0f} GPUs.",
+            f"- Nothing ends before the longest question, which takes {found.longest:.0f} s alone.",
         ]
     )
 
@@ -358,7 +388,7 @@ def _answer_size(profile: str) -> float:
 
 BLOCKS: dict[str, Callable[[str], str]] = {
     function.__name__: function
-    for function in (assumptions, workers, shards, failures, storage, bottleneck)
+    for function in (assumptions, workers, shards, drivers, failures, storage, bottleneck)
 }
 
 

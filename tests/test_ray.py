@@ -188,7 +188,7 @@ def test_mining_with_a_worker_killed_is_the_local_search(
     here, lines = mined(pair, tmp_path / "local.jsonl")
     on_ray()
     monkeypatch.setattr(mining, "SHARD", 3)
-    monkeypatch.setattr(mining, "SHARDS", 1)
+    monkeypatch.setattr(mapping, "TURNS", 1)
     there, others = mined(pair, tmp_path / "ray.jsonl", died=str(tmp_path / "died"))
     assert (tmp_path / "died").exists()
     assert there.rows == here.rows

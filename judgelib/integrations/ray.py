@@ -163,15 +163,19 @@ class Cluster:
 
     def _suit(self, load: Load) -> None:
         """Workers on GPUs for models on GPUs, and as many as the cluster has room for."""
-        on_gpu = any(device.startswith("cuda") for device in load.devices)
+        on_gpu = _on_gpu(load)
         if on_gpu != self._on_gpu:
             self.release()
         self._on_gpu = on_gpu
-        kind = "GPU" if on_gpu else "CPU"
+        self._limit = self.room(load)
+
+    def room(self, load: Load) -> int:
+        """How many workers there may be for such models; ValueError if none."""
+        kind = "GPU" if _on_gpu(load) else "CPU"
         room = int(self._ray.cluster_resources().get(kind, 0))
         if not room:
             raise ValueError(f"the models are on a {kind}, but the Ray cluster has none to give")
-        self._limit = min(room, _wanted_workers() or room)
+        return min(room, _wanted_workers() or room)
 
     def _new_actor(self) -> Any:
         needs = {"num_gpus": 1} if self._on_gpu else {"num_cpus": 1}
@@ -186,6 +190,10 @@ class Cluster:
         """Leave the cluster, and end it if this process started it."""
         self._ray.shutdown()
         cluster.cache_clear()
+
+
+def _on_gpu(load: Load) -> bool:
+    return any(device.startswith("cuda") for device in load.devices)
 
 
 def _start(actor: Any, *given: Any) -> Any:

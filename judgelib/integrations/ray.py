@@ -226,9 +226,13 @@ def _joined() -> Any:
 
     if ray.is_initialized():  # by the user, who has his reasons
         return ray
-    new = {} if address else {"include_dashboard": False}
     try:
-        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, **new)
+        ray.init(
+            address=address,
+            include_dashboard=None if address else False,
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+        )
     except ConnectionError as error:
         raise ValueError(
             f"no Ray cluster answers at RAY_ADDRESS={address} ({error}): start one with `ray start "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from queue import SimpleQueue
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ import toy
 
 from judgelib import answering, mapping, reproduce
 from judgelib.evaluation import Cell
+from judgelib.integrations import ray
 from judgelib.integrations.vllm import plain
 from judgelib.mapping import Models, Source, each, engine
 
@@ -116,3 +118,36 @@ def test_plain_answers_by_vllm(everything: None, monkeypatch: pytest.MonkeyPatch
     calls.clear()
     answering.greedy_texts(model, asked, max_new_tokens=2, engine="local")
     assert not calls
+
+
+def test_results_are_gathered_between_messages() -> None:
+    """The first at once; what comes during a pause in one; none lost, in order."""
+    results: SimpleQueue[Any] = SimpleQueue()
+    results.put(0)
+    stream = ray._gathered(results, pause=0.2)
+    assert next(stream) == [0]
+    for number in (1, 2, 3):
+        results.put(number)
+    assert next(stream) == [1, 2, 3]
+    for number in (4, 5):
+        results.put(number)
+    results.put(ray._END)
+    assert list(stream) == [[4, 5]]
+
+
+def test_no_results_are_no_message() -> None:
+    results: SimpleQueue[Any] = SimpleQueue()
+    results.put(ray._END)
+    assert list(ray._gathered(results, pause=10.0)) == []
+
+
+@pytest.mark.parametrize(
+    ("count", "workers", "size"), [(1000, 10, 50), (50, 10, 3), (0, 2, 1), (10**6, 10, 64)]
+)
+def test_every_worker_has_its_turns(count: int, workers: int, size: int) -> None:
+    assert mapping.share(count, workers, largest=64) == size
+
+
+def test_a_piece_is_everything_here() -> None:
+    assert mapping.portion(Models(), 5000, largest=64) == 5000
+    assert mapping.portion(Models(), 0, largest=64) == 1

@@ -220,8 +220,11 @@ def _wanted_workers() -> int:
 def _joined() -> Any:
     """Ray, connected to the cluster at RAY_ADDRESS or to a new one on this machine."""
     address = os.environ.get("RAY_ADDRESS")
-    if not address:  # Ray's own default, which it would announce in every notebook
+    if not address:
+        # Ray's own default, which it would announce in every notebook; and no list of tasks for a
+        # dashboard that is not there, on which the end of a notebook would wait.
         os.environ.setdefault("RAY_AUTH_MODE", "token")
+        os.environ.setdefault("RAY_task_events_report_interval_ms", "0")
     import ray
 
     if ray.is_initialized():  # by the user, who has his reasons

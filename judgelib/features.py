@@ -9,13 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from judgelib.labels import Labelled
+from judgelib.mapping import Emit, Models, each
 from judgelib.models import LanguageModel
 
 TOKENS_A_PASS = 4096
@@ -100,6 +101,8 @@ def extract(
             ("target"), or "both" (side by side, the judged one's first).
         progress: wraps the iteration over batches (`tqdm.tqdm`).
 
+    A batch is a piece of `mapping.each`.
+
     Raises:
         ValueError: an unknown `of` or `token`, no draft though its states are wanted, no label.
     """
@@ -168,16 +171,44 @@ def _states(
     (if "post_norm" is among the spots)."""
     readings = [_reading(row, wanted) for row, wanted in zip(rows, tokens, strict=True)]
     kept: list[dict[str, Tensor]] = [{} for _ in rows]
-    for numbers in progress(list(_batches(readings))):
-        states = _read(model, [readings[number] for number in numbers], spots)
-        for place, number in enumerate(numbers):
-            where, before = _where(rows[number], readings[number], tokens[number])
-            for spot, batch in states.items():
-                kept[number][spot] = batch[place, where].float().cpu()
-            if "post_norm" in states:
-                kept[number]["before"] = states["post_norm"][place, before].cpu()
+
+    def take(batch: _Batch, found: list[dict[str, Tensor]]) -> None:
+        for number, states in zip(batch.numbers, found, strict=True):
+            kept[number] = states
+
+    batches = [
+        _Batch(
+            numbers,
+            [readings[number] for number in numbers],
+            [_where(rows[number], readings[number], tokens[number]) for number in numbers],
+            tuple(spots),
+        )
+        for numbers in _batches(readings)
+    ]
+    each(Models(model), _read_batch, progress(batches), take)
     names = [*dict.fromkeys(spots), *(["before"] if "post_norm" in spots else [])]
     return {name: torch.cat([row[name] for row in kept]) for name in names}
+
+
+class _Batch(NamedTuple):
+    """Texts of like length: their numbers, where the labelled tokens stand and those before."""
+
+    numbers: list[int]
+    readings: list[_Reading]
+    wheres: list[tuple[list[int], list[int]]]
+    spots: tuple[str, ...]
+
+
+def _read_batch(models: tuple[LanguageModel], batch: _Batch, emit: Emit) -> None:
+    """Emit for each text: spot -> (n, D) at its labelled tokens, and "before"."""
+    states = _read(models[0], batch.readings, batch.spots)
+    found = []
+    for place, (where, before) in enumerate(batch.wheres):
+        row = {spot: whole[place, where].float().cpu() for spot, whole in states.items()}
+        if "post_norm" in states:
+            row["before"] = states["post_norm"][place, before].cpu()
+        found.append(row)
+    emit(found)
 
 
 def _reading(row: Labelled, tokens: Sequence[int]) -> _Reading:

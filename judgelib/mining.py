@@ -9,17 +9,19 @@ it, to the end of the answer.
 Many questions are searched at once. A slot of the batch belongs to one question until its search
 has ended, so a trial reads only what is new behind the prefix it shares with the trial before; the
 old text is the draft for the new one (strictly verified, so nothing but time depends on it). Every
-verdict is on the disk before the next trial begins.
+verdict is on the disk before the next trial begins. With ENGINE=ray (`mapping`) the questions are
+searched in shards, and the verdicts go to the same journal.
 """
 
 from __future__ import annotations
 
 import os
+import time
 from collections import deque
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import pandas as pd
 import torch
@@ -31,11 +33,16 @@ from judgelib.drafting import ModelDrafter, RevisionDrafter
 from judgelib.head_config import public_name
 from judgelib.journal import JsonLines, Record
 from judgelib.labels import ACCEPTABLE, IGNORED, UNACCEPTABLE, Labelled
+from judgelib.mapping import Emit, Models, each, portion
 from judgelib.models import LanguageModel, check_pair
 from judgelib.rules import Match
 from judgelib.tasks.base import Question, Settling, Task, prompt_ids
 
 MAX_NEW_TOKENS = 256
+SHARD = 1024
+"""The most questions that a cluster's worker gets at a time: many for each slot, or most slots wait
+for the longest search (docs/scale.md). Every answer comes out as it would alone, so this decides
+nothing else."""
 
 
 @dataclass(frozen=True)
@@ -124,6 +131,7 @@ class Journal(JsonLines):
 
     def __init__(self, path: str | os.PathLike[str], settings: Settings) -> None:
         self.settings: Record = {}
+        self._synced = 0.0
         self.records: dict[str, list[Record]] = {}
         super().__init__(path)
         if not self.settings:
@@ -145,6 +153,13 @@ class Journal(JsonLines):
             self.settings = self.settings or entry["settings"]
         else:
             self.records.setdefault(entry["question"], []).append(entry)
+
+    def keep(self, record: Record) -> None:
+        """Write a line. That a search has ended survives a power cut within a second: waiting for
+        the disk each time would be the limit of a run on many GPUs."""
+        late = "done" in record and time.monotonic() - self._synced >= 1.0
+        self.write(record, sync=late)
+        self._synced = time.monotonic() if late else self._synced
 
     def search(self, question: Question, prompt: list[int]) -> Search | None:
         """The search on a question as far as it got; None if it has no answer yet."""
@@ -216,28 +231,31 @@ def mine(
     if slots < 1:
         raise ValueError(f"slots must be at least 1 question at a time, got {slots}")
     settings = Settings.of(target, draft, task, max_new_tokens)
+    pair = Models(target, draft)
+    size = portion(pair, len(questions), SHARD)
     prompts = {q.id: prompt_ids(target.tokenizer, q) for q in questions}
     if len(prompts) < len(questions):
         raise ValueError("two questions have the same id; give each its own, or ask it once")
     longest = max(map(len, prompts.values()), default=0) + max_new_tokens
+    options = Options(task, slots, window, max_new_tokens, longest)
     with Journal(path, settings) as journal:
-        found = [journal.search(q, prompts[q.id]) for q in questions]
-        left = sum(search is None or not search.done for search in found)
-        with tqdm(total=len(questions), initial=len(questions) - left, desc=f"mining {task.name}",
+
+        def left(asked: Sequence[Question]) -> Shard | None:
+            found = {q.id: s for q in asked if (s := journal.search(q, prompts[q.id]))}
+            todo = [q for q in asked if q.id not in found or not found[q.id].done]
+            return Shard(options, todo, prompts, found) if todo else None
+
+        def take(_: Shard, record: Record) -> None:
+            journal.keep(record)
+            bar.update("done" in record)
+
+        parts = [left(questions[start : start + size]) for start in range(0, len(questions), size)]
+        shards = [shard for shard in parts if shard]
+        done = len(questions) - sum(len(shard.questions) for shard in shards)
+        with tqdm(total=len(questions), initial=done, desc=f"mining {task.name}",
                   unit="question", disable=None if progress else True) as bar:  # fmt: skip
-            new = [q for q, search in zip(questions, found, strict=True) if search is None]
-            answering = _Answering(journal, new, prompts, slots, max_new_tokens)
-            speculate_stream(
-                target, ModelDrafter(draft), Match(), answering, longest=longest, window=window
-            )
-            searches = [s for q in questions if (s := journal.search(q, prompts[q.id]))]
-            open_ones = [search for search in searches if not search.done]
-            trying = _Trying(
-                journal, open_ones, target, draft, task, slots, max_new_tokens, longest, bar.update
-            )
-            speculate_stream(
-                target, RevisionDrafter(), Match(), trying, longest=longest, window=window
-            )
+            each(pair, search_shard, shards, take, left=lambda shard: left(shard.questions))
+        searches = [s for q in questions if (s := journal.search(q, prompts[q.id]))]
     author = public_name(draft.name)
     return Mined([search.labelled(author) for search in searches], searches)
 
@@ -263,7 +281,7 @@ def answer(
     longest = max(map(len, prompts.values()), default=0) + max_new_tokens
     with Journal(path, Settings.of(target, draft, task, max_new_tokens)) as journal:
         new = [q for q in questions if q.id not in journal.records]
-        answering = _Answering(journal, new, prompts, slots, max_new_tokens)
+        answering = _Answering(journal.keep, new, prompts, slots, max_new_tokens)
         bar = tqdm(total=len(questions), initial=len(questions) - len(new), unit="question",
                    desc=f"answering {task.name}", disable=None if progress else True)  # fmt: skip
         with bar:
@@ -278,29 +296,69 @@ def answer(
         return [list(journal.records[q.id][0]["response"]) for q in questions]
 
 
+class Options(NamedTuple):
+    """How questions are searched; the last are numbers of tokens."""
+
+    task: Task
+    slots: int
+    window: int
+    max_new_tokens: int
+    longest: int
+
+
+class Shard:
+    """Questions to search: their prompts, and the searches among them that have begun, by id."""
+
+    def __init__(
+        self,
+        options: Options,
+        questions: Sequence[Question],
+        prompts: Mapping[str, list[int]],
+        begun: Mapping[str, Search],
+    ) -> None:
+        self.options, self.questions = options, list(questions)
+        self.prompts = {q.id: prompts[q.id] for q in questions}
+        self.begun = {q.id: begun[q.id] for q in questions if q.id in begun}
+
+
+def search_shard(models: tuple[LanguageModel, LanguageModel], shard: Shard, emit: Emit) -> None:
+    """Search the questions of a shard; emits the lines of the journal as they come to be."""
+    (target, draft), (task, slots, window, limit, longest) = models, shard.options
+    new = [question for question in shard.questions if question.id not in shard.begun]
+    answering = _Answering(emit, new, shard.prompts, slots, limit)
+    speculate_stream(
+        target, ModelDrafter(draft), Match(), answering, longest=longest, window=window
+    )
+    searches = {**shard.begun, **answering.searches}
+    in_order = [searches[question.id] for question in shard.questions]
+    trying = _Trying(emit, in_order, target, draft, task, slots, limit, longest)
+    speculate_stream(target, RevisionDrafter(), Match(), trying, longest=longest, window=window)
+
+
 class _Answering:
     """Feeds the target's own answers: one job a question."""
 
     def __init__(
         self,
-        journal: Journal,
+        emit: Emit,
         questions: Sequence[Question],
         prompts: Mapping[str, list[int]],
         slots: int,
         max_new_tokens: int,
     ) -> None:
-        self.journal, self.prompts, self.limit = journal, prompts, max_new_tokens
+        self.emit, self.prompts, self.limit = emit, prompts, max_new_tokens
         self.queue = deque(questions)
         self.slots: dict[int, Question | None] = dict.fromkeys(range(slots))
+        self.searches: dict[str, Search] = {}
 
     def __call__(self, ended: Mapping[int, Generation]) -> dict[int, Job]:
         for slot, text in ended.items():
             question = self.slots[slot]
             if question:
-                self.journal.write(
-                    {"question": question.id, "response": text.ids, "passes": len(text.cycles)},
-                    sync=False,
-                )
+                passes = len(text.cycles)
+                self.emit({"question": question.id, "response": text.ids, "passes": passes})
+                prompt = self.prompts[question.id]
+                self.searches[question.id] = Search(question, prompt, text.ids, passes)
         free = list(ended) or list(self.slots)
         return {slot: self._next(slot) for slot in free[: len(self.queue)]}
 
@@ -315,7 +373,7 @@ class _Trying:
 
     def __init__(
         self,
-        journal: Journal,
+        emit: Emit,
         searches: Sequence[Search],
         target: LanguageModel,
         draft: LanguageModel,
@@ -323,13 +381,11 @@ class _Trying:
         slots: int,
         max_new_tokens: int,
         longest: int,
-        finished: Callable[[], Any],
     ) -> None:
-        self.journal, self.task, self.draft = journal, task, draft
+        self.emit, self.task, self.draft = emit, task, draft
         self.decode = target.tokenizer.decode
         self.ends, self.context = set(target.eos_ids), target.context
         self.limit, self.longest = max_new_tokens, longest
-        self.finished = finished
         self.queue = deque(searches)
         self.slots: dict[int, _Slot | None] = dict.fromkeys(range(slots))
 
@@ -354,8 +410,7 @@ class _Trying:
                 slot.place, slot.token, important, [] if important else continuation, passes
             )
             slot.search.take(trial)
-            record = {"question": slot.search.question.id, **trial._asdict()}
-            self.journal.write(record, sync=False)
+            self.emit({"question": slot.search.question.id, **trial._asdict()})
 
     def _next(self, number: int) -> Job | None:
         """The slot's next trial, on the next question if its search has ended."""
@@ -396,9 +451,8 @@ class _Trying:
 
     def _close(self, number: int, slot: _Slot) -> None:
         slot.search.done = True
-        self.journal.write({"question": slot.search.question.id, "done": True})
+        self.emit({"question": slot.search.question.id, "done": True})
         self.slots[number] = None
-        self.finished()
 
     def _answers(self, pairs: Sequence[tuple[Question, list[int]]]) -> list[Hashable]:
         if not pairs:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import argparse
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -260,7 +260,7 @@ def markdown(frame: pd.DataFrame) -> str:
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
-def filled(text: str, profile: str) -> str:
+def filled(text: str, profile: str, blocks: Mapping[str, Callable[[str], str]] = BLOCKS) -> str:
     """The text with every block computed anew.
 
     Raises:
@@ -269,9 +269,9 @@ def filled(text: str, profile: str) -> str:
 
     def block(match: re.Match[str]) -> str:
         start, name, end = match.groups()
-        if name not in BLOCKS:
-            raise ValueError(f"expected a report block of {', '.join(BLOCKS)}, got {name!r}")
-        return f"{start}{BLOCKS[name](profile)}\n{end}"
+        if name not in blocks:
+            raise ValueError(f"expected a report block of {', '.join(blocks)}, got {name!r}")
+        return f"{start}{blocks[name](profile)}\n{end}"
 
     return BLOCK.sub(block, text)
 
@@ -289,10 +289,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def pages() -> list[Path]:
-    """The project's pages that have such blocks."""
+    """The project's pages with blocks of these names (docs/scale.md has other ones)."""
     root = project_root()
-    all_pages = [root / "README.md", *sorted((root / "docs").glob("*.md"))]
-    return [page for page in all_pages if BLOCK.search(page.read_text(encoding="utf-8"))]
+    found = [root / "README.md", *sorted((root / "docs").glob("*.md"))]
+    return [page for page in found if {name for _, name, _ in _blocks(page)} & set(BLOCKS)]
+
+
+def _blocks(page: Path) -> list[tuple[str, str, str]]:
+    return BLOCK.findall(page.read_text(encoding="utf-8"))
 
 
 if __name__ == "__main__":

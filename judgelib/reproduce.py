@@ -25,7 +25,7 @@ from typing import Any
 
 import papermill
 
-from judgelib import notebooks
+from judgelib import mapping, notebooks
 from judgelib.profiles import Profile, load_profile
 from judgelib.results import figures_dir, project_root, results_dir, write_files
 from judgelib.steps import (
@@ -47,6 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         profile = load_profile(options.profile)
         if options.clean:
             return clean(profile)
+        mapping.engine()  # refuses an engine that is not there
         steps = plan(profile)
         chosen = select(steps, options.notebook)
         if options.write_back:

@@ -99,7 +99,7 @@ def test_progress_sees_every_batch(model: LanguageModel, questions: list[Questio
             yield chosen
 
     greedy_texts(model, questions, max_new_tokens=2, rows=3, progress=watch)
-    assert [len(chosen) for chosen in seen] == [3, 3, 1]
+    assert [len(batch.numbers) for batch in seen] == [3, 3, 1]
 
 
 def test_no_questions_have_no_answers(model: LanguageModel) -> None:

@@ -18,7 +18,7 @@ import pytest
 import tiny
 import toy
 
-from judgelib import evaluation
+from judgelib import evaluation, mapping
 from judgelib.decoding import autoregress
 from judgelib.evaluation import COLUMNS, DRAFT, Bench, Cell, Pair, evaluate
 from judgelib.head import JudgeHead
@@ -399,8 +399,8 @@ class Threads(ThreadPoolExecutor):
 
 @pytest.fixture
 def threads(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(evaluation, "ProcessPoolExecutor", Threads)
-    monkeypatch.setattr(evaluation, "_bench", None)
+    monkeypatch.setattr(mapping, "ProcessPoolExecutor", Threads)
+    monkeypatch.setattr(mapping, "_held", None)
 
 
 def wait_for_a_line(folder: Path) -> None:

@@ -23,7 +23,7 @@ from judgelib.head import JudgeHead
 from judgelib.head_study import Study, first_questions
 from judgelib.labels import Labelled
 from judgelib.models import load_model
-from judgelib.quality import save_answers
+from judgelib.quality import longest, pair_of, save_answers
 from judgelib.results import results_dir
 from judgelib.rulebook import FLOORED, JUDGE, STRICT, settings
 
@@ -105,7 +105,8 @@ class Ablations:
     def corrections(self) -> pd.DataFrame:
         """The same labels read by the target's twin, whose training text took nothing back."""
         profile = self.study.profile
-        twin = load_model(profile.model("target_no_corrections"), dtype=profile.dtype)
+        role = "target_no_corrections"
+        twin = load_model(profile.model(role), **profile.loading(role))
         labels = {split: self.study.labels("annotated", split) for split in ("train", "test")}
         found = {}
         for name, model in {"target": self.study.target, "twin": twin}.items():
@@ -149,7 +150,9 @@ class Ablations:
         """Strict and judge behind drafts of several qualities; `models`: name -> path."""
         frames = []
         for name, path in models.items():
-            pair = replace(self._pair, draft=path)
+            options = self.study.profile.loading(name)
+            own = {k: v for k, v in options.items() if k not in ("dtype", "device")}
+            pair = replace(self._pair, draft=path, draft_options=own)
             cells = {f"{rule}, {name}": self._cells(rule, setting) for rule, setting in COMPARED}
             frames.append(self._runs(f"draft {name}", cells, heads, pair).assign(study="draft"))
         return pd.concat(frames, ignore_index=True)
@@ -173,11 +176,13 @@ class Ablations:
 
     @property
     def _pair(self) -> Pair:
-        profile = self.study.profile
-        return Pair(profile.model("target"), profile.model("draft"), profile.dtype)
+        return pair_of(self.study.profile)
 
     def _cell(self, rule: str, setting: float, task: str) -> Cell:
-        return Cell(rule, setting, task, "test", self.prompts, self.seed, self.window)
+        return Cell(
+            rule, setting, task, "test", self.prompts, self.seed, self.window,
+            **longest(self.study.profile),
+        )  # fmt: skip
 
     def _cells(self, rule: str, setting: float) -> list[Cell]:
         return [self._cell(rule, setting, task) for task in self.tasks]

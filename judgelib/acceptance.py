@@ -91,7 +91,7 @@ def run_study(
 
     Returns what `study` returns, for all tasks together.
     """
-    target = load_model(profile.model("target"), dtype=profile.dtype)
+    target = load_model(profile.model("target"), **profile.loading("target"))
     frames = []
     for name in tasks:
         task = load_task(name)

@@ -38,8 +38,8 @@ def author_texts(
     texts = {name: _chosen(name, found, questions) for name, found in (collected or {}).items()}
     for role in ("target", "draft", "expert"):
         if role not in texts and role in profile.models:
-            model = load_model(profile.model(role), dtype=profile.dtype)
-            texts[role] = greedy_texts(model, questions)
+            model = load_model(profile.model(role), **profile.loading(role))
+            texts[role] = greedy_texts(model, questions, **profile.limits("rows"))
     texts.setdefault("human", [question.reference for question in questions])
     return {author: texts[author] for author in AUTHORS if author in texts}
 

@@ -8,6 +8,7 @@ processes of their own, since vLLM takes over threads and settings of its proces
 
 from __future__ import annotations
 
+import copy
 import multiprocessing
 import os
 import time
@@ -116,7 +117,7 @@ class Kit:
 
     @cached_property
     def models(self) -> tuple[LanguageModel, LanguageModel]:
-        pair = self._load(self.pair.target), self._load(self.pair.draft)
+        pair = self._load("target"), self._load("draft")
         check_pair(*pair)
         return pair
 
@@ -129,8 +130,12 @@ class Kit:
 
     @cached_property
     def transformers(self) -> tuple[Any, Any]:
-        """transformers' own models, with its own attention."""
-        target, draft = (self._load(path).model for path in (self.pair.target, self.pair.draft))
+        """transformers' own models, with its own attention. On a GPU they share our weights: two
+        copies of a large model would not fit."""
+        if self.pair.device == "cpu":
+            target, draft = (self._load(role).model for role in ("target", "draft"))
+        else:
+            target, draft = (twin(model.model) for model in self.models)
         for model in (target, draft):
             model.set_attn_implementation("sdpa")
         return target, draft
@@ -139,8 +144,16 @@ class Kit:
     def heads(self) -> dict[str, JudgeHead]:
         return {name: JudgeHead.from_pretrained(path) for name, path in self.head_paths.items()}
 
-    def _load(self, path: str) -> LanguageModel:
-        return load_model(path, dtype=self.pair.dtype, device=self.pair.device)
+    def _load(self, role: str) -> LanguageModel:
+        path, options = getattr(self.pair, role), getattr(self.pair, f"{role}_options")
+        return load_model(path, dtype=self.pair.dtype, device=self.pair.device, **options)
+
+
+def twin(network: torch.nn.Module) -> Any:
+    """A second model over the same weights: its own modules and configuration, no second copy of
+    any tensor."""
+    tensors = [*network.parameters(), *network.buffers()]
+    return copy.deepcopy(network, {id(tensor): tensor for tensor in tensors})
 
 
 class Loop(Engine):

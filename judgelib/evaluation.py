@@ -13,7 +13,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -91,15 +91,25 @@ def _generator(question: Question, seed: int) -> torch.Generator:
 
 @dataclass(frozen=True)
 class Pair:
-    """Whose answers: hub ids or paths, the precision, and where they run."""
+    """Whose answers: hub ids or paths, the precision, and where they run.
+
+    `target_options` and `draft_options` are further arguments of `models.load_model`; `slots`
+    questions are answered side by side, on which no answer depends.
+    """
 
     target: str
     draft: str
     dtype: str = "float32"
     device: str = "cpu"
+    target_options: Mapping[str, Any] = field(default_factory=dict)
+    draft_options: Mapping[str, Any] = field(default_factory=dict)
+    slots: int = 64
 
     def load(self) -> tuple[LanguageModel, LanguageModel]:
-        return load_pair(self.target, self.draft, dtype=self.dtype, device=self.device)
+        return load_pair(
+            self.target, self.draft, dtype=self.dtype, device=self.device,
+            target_options=self.target_options, draft_options=self.draft_options,
+        )  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -111,6 +121,7 @@ class Cell:
         count: questions of the split.
         seed: of the questions and of whatever is random.
         prefix: tokens of every answer that are verified strictly.
+        max_new_tokens: the longest answer.
     """
 
     rule: str
@@ -122,6 +133,7 @@ class Cell:
     window: int = 16
     temperature: float = 0.0
     prefix: int = 0
+    max_new_tokens: int = MAX_NEW_TOKENS
 
 
 COLUMNS = ["question", "correct", "tokens", "cycles", "drafted", "accepted", "mismatches_accepted"]
@@ -243,10 +255,11 @@ class Bench:
         questions = task.questions(cell.split, cell.count, seed=cell.seed)
         target, draft = self.models
         if cell.rule == DRAFT:
-            return _alone(draft, task, questions)
+            return _alone(draft, task, questions, cell.max_new_tokens, self.pair.slots)
         texts = decode(
             target, ModelDrafter(draft), self._rule(cell), questions,
             window=cell.window, temperature=cell.temperature, seed=cell.seed,
+            max_new_tokens=cell.max_new_tokens, slots=self.pair.slots,
         )  # fmt: skip
         words = [target.tokenizer.decode(text.ids, skip_special_tokens=True) for text in texts]
         return {
@@ -261,9 +274,11 @@ class Bench:
         }
 
 
-def _alone(draft: LanguageModel, task: Task, questions: Sequence[Question]) -> dict[str, list[Any]]:
+def _alone(
+    draft: LanguageModel, task: Task, questions: Sequence[Question], longest: int, slots: int
+) -> dict[str, list[Any]]:
     """The draft's own answers; it drafts for nobody."""
-    texts = greedy_texts(draft, questions, max_new_tokens=MAX_NEW_TOKENS)
+    texts = greedy_texts(draft, questions, max_new_tokens=longest, rows=2 * slots)
     lengths = [len(draft.tokenizer(text, add_special_tokens=False).input_ids) for text in texts]
     none = [0] * len(texts)
     return {
@@ -335,6 +350,8 @@ class Panel:
     tasks: tuple[tuple[Task, tuple[Question, ...]], ...]
     target_right: np.ndarray
     window: int
+    max_new_tokens: int = MAX_NEW_TOKENS
+    slots: int = 64
 
     @classmethod
     def draw(
@@ -347,20 +364,29 @@ class Panel:
         *,
         seed: int = 0,
         window: int = 16,
+        max_new_tokens: int = MAX_NEW_TOKENS,
+        slots: int = 64,
     ) -> Panel:
         """`count` questions of a split for each task, first answered strictly."""
         loaded = [load_task(name) for name in tasks]
         asked = tuple((task, tuple(task.questions(split, count, seed=seed))) for task in loaded)
-        blank = cls(target, drafter, asked, np.array([]), window)
-        right = blank.right(Match())
-        return cls(target, drafter, asked, right, window)
+        blank = cls(target, drafter, asked, np.array([]), window, max_new_tokens, slots)
+        return replace(blank, target_right=blank.right(Match()))
 
     def generations(self, rule: Rule) -> list[Generation]:
         """Every question decoded with a rule, in order."""
         return [
             text
             for _, questions in self.tasks
-            for text in decode(self.target, self.drafter, rule, questions, window=self.window)
+            for text in decode(
+                self.target,
+                self.drafter,
+                rule,
+                questions,
+                window=self.window,
+                max_new_tokens=self.max_new_tokens,
+                slots=self.slots,
+            )
         ]
 
     def right(self, rule: Rule) -> np.ndarray:

@@ -21,10 +21,12 @@ from judgelib.features import Examples, extract, joined
 from judgelib.head import JudgeHead
 from judgelib.labelling import load_split
 from judgelib.labels import Labelled
-from judgelib.models import LanguageModel, load_pair
+from judgelib.models import LanguageModel
 from judgelib.profiles import Profile
+from judgelib.quality import pair_of
 from judgelib.results import results_dir
 from judgelib.rules import Judge, Match
+from judgelib.tasks import having
 from judgelib.thresholds import FIXED, Certificate, at_recall, certify
 
 CANDIDATES = (0.999, 0.99, 0.98, 0.95, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1, 0.05)
@@ -43,8 +45,7 @@ class Study:
 
     @classmethod
     def of(cls, profile: Profile) -> Study:
-        pair = load_pair(profile.model("target"), profile.model("draft"), dtype=profile.dtype)
-        return cls(profile, *pair)
+        return cls(profile, *pair_of(profile).load())
 
     def labels(self, source: str, split: str) -> list[Labelled]:
         """The labels of one source and split."""
@@ -174,7 +175,10 @@ def validation_panel(
 ) -> Panel:
     """Validation questions of all tasks, answered by the target alone."""
     drafter = ModelDrafter(study.draft)
-    return Panel.draw(study.target, drafter, tasks, "validation", prompts, seed=seed, window=window)
+    return Panel.draw(
+        study.target, drafter, having(tasks, "validation"), "validation", prompts,
+        seed=seed, window=window, **study.profile.limits("slots"),
+    )  # fmt: skip
 
 
 def certified(

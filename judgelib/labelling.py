@@ -14,11 +14,11 @@ import pandas as pd
 from judgelib import labels, mining, tokencourt
 from judgelib.figures import with_wilson
 from judgelib.labels import Labelled, load_labels, save_labels
-from judgelib.models import LanguageModel, load_model, load_pair
+from judgelib.models import load_model
 from judgelib.profiles import Profile
 from judgelib.results import results_dir, sha256
 from judgelib.steps import code_fingerprint
-from judgelib.tasks import Task, load_task
+from judgelib.tasks import load_task
 
 SPLITS = ("train", "validation", "test")
 
@@ -72,27 +72,26 @@ def mine(
     Returns:
         The table `labels_summary` of all splits, and the cost of each question (`Mined.costs`).
     """
-    target, draft = load_pair(profile.model("target"), profile.model("draft"), dtype=profile.dtype)
+    target, draft = pair_of(profile).load()
+    limits = {"max_new_tokens": mining.MAX_NEW_TOKENS, **profile.limits("slots")}
     found: dict[str, list[Labelled]] = {}
     costs = []
     for split, count in questions.items():
         for name in tasks:
             task = load_task(name)
             drawn = task.questions(split, count, seed=seed)
-            journal = _journal(profile, target, draft, task, split)
-            mined = mining.mine(target, draft, task, drawn, journal)
+            settings = mining.Settings.of(target, draft, task, limits["max_new_tokens"])
+            journal = _journal(profile, settings, split)
+            mined = mining.mine(target, draft, task, drawn, journal, **limits)
             found.setdefault(split, []).extend(mined.rows)
             costs.append(mined.costs().assign(split=split))
     return _saved(profile, "mined", found), pd.concat(costs, ignore_index=True)
 
 
-def _journal(
-    profile: Profile, target: LanguageModel, draft: LanguageModel, task: Task, split: str
-) -> Path:
+def _journal(profile: Profile, settings: mining.Settings, split: str) -> Path:
     """A file of its own for these models and this code, which decides what an answer is."""
-    settings = mining.Settings.of(target, draft, task, mining.MAX_NEW_TOKENS)
     digest = sha256(f"{settings} {code_fingerprint()}".encode())[:8]
-    return results_dir(profile.name) / "mining" / f"{task.name}_{split}_{digest}.jsonl"
+    return results_dir(profile.name) / "mining" / f"{settings.task}_{split}_{digest}.jsonl"
 
 
 def typical(rows: Sequence[Labelled]) -> list[Labelled]:

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import hashlib
 import inspect
-from collections.abc import Callable, Iterator, Sequence
+import json
+import weakref
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,6 +22,8 @@ from judgelib.attention import GROUPED, register
 from judgelib.cache import RowCache
 
 FEATURES = ("post_norm", "pre_norm")
+QUANTIZATIONS = ("none", "fp8", "int8")
+SPREADS = ("none", "layers", "tensor")
 _WEIGHTS = ("*.safetensors", "*.safetensors.index.json")
 
 
@@ -281,18 +285,51 @@ def load_model(
     revision: str | None = None,
     dtype: str | torch.dtype = "auto",
     device: str | torch.device = "cpu",
+    quantization: str = "none",
+    spread: str = "none",
+    template: Mapping[str, Any] | None = None,
+    shared: bool = False,
 ) -> LanguageModel:
     """Load a causal LM and its tokenizer from a folder or from the hub (safetensors only).
 
-    Raises:
-        ValueError: no weights there (says the command that makes them), or not a causal LM.
-    """
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    Args:
+        revision: of the hub: a commit or a branch.
+        quantization: of the layers' matrices while loading: "fp8" (transformers' fine-grained FP8;
+            GPUs from Ada and Hopper on, package `kernels`) or "int8" (package `bitsandbytes`).
+        spread: over several devices: "layers" deals whole layers out to this process's GPUs,
+            "tensor" divides every layer among the processes that `torchrun` started.
+        template: options of the tokenizer's chat template, such as {"enable_thinking": False}.
+        shared: a model that this process has already loaded in the same way, and still holds, is
+            used again.
 
+    Raises:
+        ValueError: no weights there (says the command that makes them), not a causal LM, or an
+            unknown quantization or spread.
+    """
     name = str(path_or_id)
     _check_weights(name)
+    _check_placement(quantization, spread, device)
+    key = json.dumps([name, revision, str(dtype), str(device), quantization, spread, template])
+    if shared and key in _held:
+        return _held[key]
     _check_causal(name, revision)
+    made = _loaded(name, revision, dtype, device, quantization, spread)
+    made.tokenizer.template_options = dict(template or {})
+    if shared:
+        _held[key] = made
+    return made
+
+
+_held: weakref.WeakValueDictionary[str, LanguageModel] = weakref.WeakValueDictionary()
+
+
+def _loaded(
+    name: str, revision: str | None, dtype: Any, device: Any, quantization: str, spread: str
+) -> LanguageModel:
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
     tokenizer = AutoTokenizer.from_pretrained(name, revision=revision)
+    placed = _placement(quantization, spread, device)
     with _quiet_if(Path(name).is_dir()):
         model = AutoModelForCausalLM.from_pretrained(
             name,
@@ -300,8 +337,43 @@ def load_model(
             dtype=dtype,
             use_safetensors=True,
             attn_implementation=register(),
+            **placed,
         )
-    return LanguageModel(model.to(device), tokenizer, name)
+    return LanguageModel(model if placed else model.to(device), tokenizer, name)
+
+
+def _check_placement(quantization: str, spread: str, device: Any) -> None:
+    if quantization not in QUANTIZATIONS:
+        raise ValueError(
+            f"expected a quantization of {', '.join(QUANTIZATIONS)}, got {quantization!r}"
+        )
+    if spread not in SPREADS:
+        raise ValueError(f"expected a spread of {', '.join(SPREADS)}, got {spread!r}")
+    if quantization != "none" and torch.device(device).type == "cpu":
+        raise ValueError(f"{quantization} weights need a GPU; on a CPU load without quantization")
+
+
+def _placement(quantization: str, spread: str, device: Any) -> dict[str, Any]:
+    """Arguments of `from_pretrained` for weights that cannot simply be moved once they are read."""
+    options: dict[str, Any] = {}
+    if quantization != "none":
+        options |= {"quantization_config": _quantizer(quantization), "device_map": {"": device}}
+    if spread == "layers":
+        options["device_map"] = "balanced"
+    if spread == "tensor":
+        from transformers.distributed import DistributedConfig
+
+        options.pop("device_map", None)
+        options["distributed_config"] = DistributedConfig(tp_plan="auto")
+    return options
+
+
+def _quantizer(quantization: str) -> Any:
+    from transformers import BitsAndBytesConfig, FineGrainedFP8Config
+
+    return (
+        FineGrainedFP8Config() if quantization == "fp8" else BitsAndBytesConfig(load_in_8bit=True)
+    )
 
 
 def load_pair(
@@ -312,13 +384,14 @@ def load_pair(
     draft_revision: str | None = None,
     dtype: str | torch.dtype = "auto",
     device: str | torch.device = "cpu",
+    target_options: Mapping[str, Any] | None = None,
+    draft_options: Mapping[str, Any] | None = None,
 ) -> tuple[LanguageModel, LanguageModel]:
-    """Load a target and a draft and check that they fit together (see `load_model` and
-    `check_pair`)."""
-    pair = (
-        load_model(target, revision=target_revision, dtype=dtype, device=device),
-        load_model(draft, revision=draft_revision, dtype=dtype, device=device),
-    )
+    """Load a target and a draft and check that they fit together (see `load_model`, whose other
+    arguments go into `target_options` and `draft_options`, and `check_pair`)."""
+    ours = {"revision": target_revision, "dtype": dtype, "device": device, **(target_options or {})}
+    theirs = {"revision": draft_revision, "dtype": dtype, "device": device, **(draft_options or {})}
+    pair = load_model(target, **ours), load_model(draft, **theirs)
     check_pair(*pair)
     return pair
 

@@ -65,7 +65,7 @@ def answers(
     """`evaluate` on `prompts` questions of each task: the points, strict and the draft alone."""
     known = heads(profile)
     cells = [
-        Cell(rule, setting, task, split, prompts, seed, window)
+        Cell(rule, setting, task, split, prompts, seed, window, **longest(profile))
         for rule, setting in dict.fromkeys([(STRICT, 0.0), (DRAFT, 0.0), *points])
         for task in tasks
     ]
@@ -94,7 +94,18 @@ def load_answers(profile: str, name: str) -> pd.DataFrame:
 
 def pair_of(profile: Profile) -> Pair:
     """The target and the draft of a profile."""
-    return Pair(profile.model("target"), profile.model("draft"), profile.dtype)
+    sources = [profile.model(role) for role in ("target", "draft")]
+    options = [profile.loading(role) for role in ("target", "draft")]
+    common = {"dtype": options[0]["dtype"], "device": options[0].get("device", "cpu")}
+    own = [{key: value for key, value in about.items() if key not in common} for about in options]
+    slots = {name: n for name, n in profile.limits("slots").items() if name == "slots"}
+    return Pair(*sources, **common, target_options=own[0], draft_options=own[1], **slots)
+
+
+def longest(profile: Profile) -> dict[str, int]:
+    """The profile's longest answer, as an argument; nothing where it leaves that to the package."""
+    limits = profile.limits("slots").items()
+    return {name: value for name, value in limits if name == "max_new_tokens"}
 
 
 def operating_points(profile: Profile, validation: pd.DataFrame) -> pd.DataFrame:

@@ -31,10 +31,11 @@ from judgelib.engines import (
 from judgelib.estimates import Estimate, estimate
 from judgelib.evaluation import Panel
 from judgelib.profiles import Profile
-from judgelib.quality import heads, pair_of
+from judgelib.quality import heads, longest, pair_of
 from judgelib.replay import Pattern, pattern_of
 from judgelib.rulebook import JUDGE_SETTINGS, STRICT
 from judgelib.speed_model import predict
+from judgelib.tasks import having
 from judgelib.thresholds import Certificate, certify
 from judgelib.timing import ROUND, Passes, passes, phases, rounds, speeds
 
@@ -48,7 +49,8 @@ MIXTURE = 0.5
 
 def kit(profile: Profile, *, tokens: int = 256) -> Kit:
     """A profile's models, and the heads that it saved."""
-    return Kit(pair_of(profile), heads(profile), tokens=tokens)
+    longest_text = longest(profile).get("max_new_tokens", tokens)
+    return Kit(pair_of(profile), heads(profile), tokens=longest_text)
 
 
 def certified(
@@ -59,8 +61,9 @@ def certified(
     `alpha` of validation questions, by real decoding (see `thresholds.certify`)."""
     target, draft = made.models
     panel = Panel.draw(
-        target, ModelDrafter(draft), tasks, "validation", prompts, seed=seed, window=window
-    )
+        target, ModelDrafter(draft), having(tasks, "validation"), "validation", prompts,
+        seed=seed, window=window, max_new_tokens=made.tokens, slots=made.pair.slots,
+    )  # fmt: skip
 
     def losses(threshold: float) -> np.ndarray:
         return panel.losses(rulebook.build(JUDGE, threshold, made.heads))

@@ -21,7 +21,7 @@ from typing import Any, NamedTuple, Protocol
 
 import torch
 
-from judgelib import rulebook
+from judgelib import answering, rulebook
 from judgelib.decoding import Generation, speculate_batch
 from judgelib.drafting import Drafter, ModelDrafter, NoDrafter
 from judgelib.evaluation import Pair
@@ -202,7 +202,7 @@ class Transformers(Engine):
             raise ValueError(f"{spec.engine} decodes one text at a time, not {spec.batch}")
         self.spec = spec
         self.model, draft = kit.transformers
-        self._options: dict[str, Any] = {"max_new_tokens": kit.tokens, "do_sample": False}
+        self._options: dict[str, Any] = {"max_new_tokens": kit.tokens, **answering.PLAIN}
         # Padding by hand: `generate` would otherwise take the end of a text for padding.
         self._options["pad_token_id"] = 0
         self._ends = set(kit.models[0].eos_ids)

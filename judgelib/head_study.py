@@ -139,8 +139,8 @@ class Probes:
 
 
 def probe_layers(study: Study, *, questions: int, resamples: int = 200, seed: int = 0) -> Probes:
-    """Fit the annotated head's kind of probe on every layer, from a part of the questions."""
-    spots = [f"layer_{n}" for n in range(1, study.target.layers + 1)] + ["post_norm"]
+    """Fit the annotated head's kind of probe on some layers, from a part of the questions."""
+    spots = [f"layer_{n}" for n in depths(study.target.layers)] + ["post_norm"]
     some = first_questions(study.labels("annotated", "train"), questions)
     train = extract(some, study.target, spots=spots)
     test = extract(
@@ -155,6 +155,16 @@ def probe_layers(study: Study, *, questions: int, resamples: int = 200, seed: in
         found = curves.auc_with_interval(test, scores, resamples=resamples, seed=seed)
         aucs.append(found.assign(spot=spot))
     return Probes(pd.concat(rows, ignore_index=True), pd.concat(aucs, ignore_index=True))
+
+
+def depths(layers: int, most: int = 8) -> list[int]:
+    """At most so many layers, evenly spread: the states of all would not fit into memory.
+
+    >>> depths(8), depths(80)
+    ([1, 2, 3, 4, 5, 6, 7, 8], [10, 20, 30, 40, 50, 60, 70, 80])
+    """
+    count = min(most, layers)
+    return [round(layers * (number + 1) / count) for number in range(count)]
 
 
 def first_questions(rows: Sequence[Labelled], count: int) -> list[Labelled]:

@@ -11,7 +11,7 @@ import inspect
 import json
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -80,6 +80,13 @@ class LanguageModel:
         if isinstance(found, (list, tuple)):
             return tuple(found)
         return () if found is None else (int(found),)
+
+    @property
+    def end_id(self) -> int | None:
+        """The one of `eos_ids` that ends an answer in a chat: the tokenizer's own (of Llama 3 it is
+        the last of three), else the first."""
+        own = self.tokenizer.eos_token_id
+        return own if own in self.eos_ids else next(iter(self.eos_ids), None)
 
     @property
     def fingerprint(self) -> str:
@@ -330,7 +337,8 @@ def _loaded(
 
     tokenizer = AutoTokenizer.from_pretrained(name, revision=revision)
     placed = _placement(quantization, spread, device)
-    with _quiet_if(Path(name).is_dir()):
+    # Bars for downloads only: reading a folder takes no time, and a notebook keeps what is printed.
+    with quiet() if Path(name).is_dir() else nullcontext():
         model = AutoModelForCausalLM.from_pretrained(
             name,
             revision=revision,
@@ -429,18 +437,16 @@ def _vocabulary_difference(
 
 
 @contextmanager
-def _quiet_if(local: bool) -> Iterator[None]:
-    """Show progress bars for downloads only: reading a folder takes no time, and a notebook keeps
-    what is printed."""
+def quiet() -> Iterator[None]:
+    """Without transformers' progress bars."""
     from transformers.utils import logging
 
     shown = logging.is_progress_bar_enabled()
-    if local:
-        logging.disable_progress_bar()
+    logging.disable_progress_bar()
     try:
         yield
     finally:
-        if local and shown:
+        if shown:
             logging.enable_progress_bar()
 
 

@@ -18,6 +18,7 @@ from judgelib.head import JudgeHead
 from judgelib.profiles import Profile
 from judgelib.results import results_dir, write_files
 from judgelib.rulebook import FLOORED, JUDGE, STRICT
+from judgelib.tasks import having
 
 USUAL_QUIET = 6.0
 """FLy's own setting, which is tried whatever validation says."""
@@ -62,12 +63,13 @@ def answers(
     seed: int,
     workers: int | None = None,
 ) -> pd.DataFrame:
-    """`evaluate` on `prompts` questions of each task: the points, strict and the draft alone."""
+    """`evaluate` on `prompts` questions of each task that has such a split: the points, strict and
+    the draft alone."""
     known = heads(profile)
     cells = [
         Cell(rule, setting, task, split, prompts, seed, window, **longest(profile))
         for rule, setting in dict.fromkeys([(STRICT, 0.0), (DRAFT, 0.0), *points])
-        for task in tasks
+        for task in having(tasks, split)
     ]
     folder = results_dir(profile.name) / "evaluation"
     return evaluate(pair_of(profile), cells, known, folder=folder, workers=workers)
@@ -75,16 +77,21 @@ def answers(
 
 def save_answers(answers: pd.DataFrame, profile: str, name: str) -> Path:
     """Keep single answers, from which claims are computed, beside the tables."""
-    path = results_dir(profile) / "answers" / f"{name}.parquet"
+    path = answers_path(profile, name)
     payload = io.BytesIO()
     answers.to_parquet(payload, index=False)
     write_files({path: payload.getvalue()})
     return path
 
 
+def answers_path(profile: str, name: str) -> Path:
+    """Where `save_answers` keeps them."""
+    return results_dir(profile) / "answers" / f"{name}.parquet"
+
+
 def load_answers(profile: str, name: str) -> pd.DataFrame:
     """Inverse of `save_answers`; ValueError if there are none."""
-    path = results_dir(profile) / "answers" / f"{name}.parquet"
+    path = answers_path(profile, name)
     if not path.is_file():
         raise ValueError(
             f"expected answers in {path}: `make reproduce PROFILE={profile}` saves them"

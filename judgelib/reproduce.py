@@ -183,7 +183,8 @@ def execute(step: Step) -> None:
 
     In the folder of the source, as JupyterLab would, with a kernel of this very Python.
     """
-    with environment(TQDM_DISABLE="1", HF_HUB_DISABLE_PROGRESS_BARS="1"):
+    quiet = {"HF_HUB_DISABLE_PROGRESS_BARS": "1", "HF_DATASETS_DISABLE_PROGRESS_BARS": "1"}
+    with environment(TQDM_DISABLE="1", **quiet):
         papermill.execute_notebook(
             step.path,
             step.running,

@@ -133,8 +133,9 @@ def best_windows(table: pd.DataFrame) -> dict[tuple[str, str], int]:
 
 
 def lineup(
-    best: dict[tuple[str, str], int], threshold: float, *, common: int, batch: int, surety: float
-) -> list[Spec]:
+    best: dict[tuple[str, str], int], threshold: float, *, common: int, batch: int, surety: float,
+    vllm: bool = True,
+) -> list[Spec]:  # fmt: skip
     """All engines of one comparison.
 
     Args:
@@ -143,6 +144,7 @@ def lineup(
         common: the window at which strict verification is compared with transformers'.
         batch: texts side by side in the second half.
         surety: of strict verification with adaptive windows; the window is then the judge's.
+        vllm: whether vLLM takes part, where it is installed.
     """
 
     def window(engine: str, rule: str) -> int:
@@ -157,7 +159,7 @@ def lineup(
             Spec(engine, *RATIO, judged, batch=size),
         ]
 
-    served = [*rules(VLLM), *rules(VLLM, batch)] if has_vllm() else []
+    served = [*rules(VLLM), *rules(VLLM, batch)] if vllm and has_vllm() else []
     every = [
         Spec(GENERATE, PLAIN),
         Spec(ASSISTED, STRICT, 0.0, common),
@@ -172,6 +174,20 @@ def lineup(
         *served,
     ]
     return list(dict.fromkeys(every))
+
+
+def vllm_note(vllm: bool) -> str:
+    """Why vLLM's rows are missing; empty if they are not."""
+    if not vllm:
+        return (
+            "This profile leaves vLLM out (parameter `vllm`), so its rows are missing and what is "
+            "said of it below is not measured."
+        )
+    if not has_vllm():
+        return (
+            "vLLM is not installed here, so its rows are missing: `make vllm`, then run this again."
+        )
+    return ""
 
 
 def side_by_side(
@@ -269,14 +285,14 @@ COMPARISONS = {
 
 
 def verdicts(table: pd.DataFrame, windows: pd.DataFrame) -> pd.DataFrame:
-    """Columns comparison, times, low, high: of `COMPARISONS` those whose engines were there."""
+    """Columns comparison, times, low, high: `COMPARISONS`, empty where an engine was not there."""
     rows = []
     for words, names in COMPARISONS.items():
         ours, theirs = (named(table, windows, name) for name in names)
-        if ours and theirs:
-            found = ratio(table, ours, theirs)
-            rows.append({"comparison": words, "times": found.value, "low": found.low,
-                         "high": found.high})  # fmt: skip
+        nothing = Estimate(float("nan"), float("nan"), float("nan"))
+        found = ratio(table, ours, theirs) if ours and theirs else nothing
+        rows.append({"comparison": words, "times": found.value, "low": found.low,
+                     "high": found.high})  # fmt: skip
     return pd.DataFrame(rows)
 
 

@@ -11,7 +11,7 @@ STAMP := $(VENV)/.installed
 VLLM := $(VENV)/.installed-vllm
 
 .DEFAULT_GOAL := help
-.PHONY: help venv vllm reproduce test lint types unit notebooks-test test-vllm format lab \
+.PHONY: help venv vllm reproduce plan rehearse test lint types unit notebooks-test test-vllm format lab \
 	sandbox-models report screenshot exactness timing bench-gpu clean-results
 
 help:  ## list these targets
@@ -40,7 +40,14 @@ $(VLLM): $(STAMP) requirements-vllm.txt
 	@touch $@
 
 reproduce: $(STAMP)  ## execute all notebooks, write tables and figures, say where they lie
-	$(BIN)/python -m judgelib.reproduce --profile $(PROFILE)
+	$(BIN)/python -m judgelib.reproduce --profile $(PROFILE) $(if $(DOWNLOAD),--download)
+
+plan: $(STAMP)  ## show what PROFILE needs (models, memory, disk, hours) and what is missing here
+	$(BIN)/python -m judgelib.preflight --profile $(PROFILE) $(if $(DOWNLOAD),--download)
+
+rehearse: PROFILE := llama-8b-70b
+rehearse: $(STAMP)  ## run all notebooks under PROFILE on tiny checkpoints of its kind, offline
+	$(BIN)/python -m judgelib.rehearsal --profile $(PROFILE)
 
 test: lint types unit notebooks-test  ## ruff, mypy, pytest, and the notebooks' marked outputs
 

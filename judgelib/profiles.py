@@ -20,7 +20,7 @@ Optional keys, all of them shown by `make plan PROFILE=...` before anything is l
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -132,8 +132,8 @@ def available() -> list[str]:
     return sorted({path.stem for folder in folders() for path in folder.glob("*.yaml")})
 
 
-def load_profile(name: str) -> Profile:
-    """The profile of this name.
+def load_profile(name: str, *, download: bool = False) -> Profile:
+    """The profile of this name; with `download` as if it said so itself.
 
     ValueError for an unknown profile, unknown or missing keys, or values of the wrong kind.
     """
@@ -152,7 +152,7 @@ def load_profile(name: str) -> Profile:
         raise ValueError(
             f"{path.name}: its name must be {name!r} as its file's, got {profile.name!r}"
         )
-    return profile
+    return replace(profile, download=True) if download else profile
 
 
 def parse(content: object, source: str) -> Profile:

@@ -25,7 +25,7 @@ from typing import Any
 
 import papermill
 
-from judgelib import notebooks
+from judgelib import notebooks, preflight
 from judgelib.profiles import Profile, load_profile
 from judgelib.results import figures_dir, project_root, results_dir, write_files
 from judgelib.steps import (
@@ -44,14 +44,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Command line; returns 0 if all is complete, 1 for a failed notebook, 2 for bad input."""
     options = parser().parse_args(arguments)
     try:
-        profile = load_profile(options.profile)
+        profile = load_profile(options.profile, download=options.download)
         if options.clean:
             return clean(profile)
+        preflight.clear(profile)
         steps = plan(profile)
         chosen = select(steps, options.notebook)
         if options.write_back:
             refuse_other_defaults(chosen)
-        code = run(profile, steps, chosen, force=options.force)
+        offline = {"HF_HUB_OFFLINE": "1"} if profile.hub_models and not profile.download else {}
+        with environment(**offline):
+            code = run(profile, steps, chosen, force=options.force)
         if code == 0 and options.write_back:
             write_back(chosen)
     except (ValueError, OSError) as error:
@@ -65,6 +68,9 @@ def parser() -> argparse.ArgumentParser:
     options = argparse.ArgumentParser(prog="judgelib.reproduce", description=summary())
     options.add_argument("--profile", default="sandbox", help="which models, tasks and sizes")
     options.add_argument("--notebook", action="append", help="only this one (may be repeated)")
+    options.add_argument(
+        "--download", action="store_true", help="let weights and datasets be fetched from the hub"
+    )
     options.add_argument("--force", action="store_true", help="run even what is complete")
     options.add_argument(
         "--write-back", action="store_true", help="put the outputs into notebooks/, to be committed"

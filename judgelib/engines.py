@@ -138,6 +138,10 @@ class Kit:
             target, draft = (twin(model.model) for model in self.models)
         for model in (target, draft):
             model.set_attn_implementation("sdpa")
+        # Assisted generation wants outputs of one width; Qwen2.5's differ by padding.
+        width = max(model.config.vocab_size for model in (target, draft))
+        for model in (target, draft):
+            widen(model, width)
         return target, draft
 
     @cached_property
@@ -147,6 +151,17 @@ class Kit:
     def _load(self, role: str) -> LanguageModel:
         path, options = getattr(self.pair, role), getattr(self.pair, f"{role}_options")
         return load_model(path, dtype=self.pair.dtype, device=self.pair.device, **options)
+
+
+def widen(network: Any, width: int) -> None:
+    """Pad a model's vocabulary to `width` rows, each a copy of the last, which is padding itself."""
+    old = network.config.vocab_size
+    if old == width:
+        return
+    last = network.get_output_embeddings().weight[old - 1].detach().clone()
+    network.resize_token_embeddings(width, mean_resizing=False)
+    with torch.no_grad():
+        network.get_output_embeddings().weight[old:] = last
 
 
 def twin(network: torch.nn.Module) -> Any:

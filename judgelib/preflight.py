@@ -47,7 +47,7 @@ class Need:
     """One model of a profile.
 
     Attributes:
-        shape: None for a local model, whose size nobody has to be told.
+        shape: None for a model that `architectures` does not know: its size is not known here.
         held: how its weights are held in memory (see `architectures.WEIGHT_BYTES`).
     """
 
@@ -70,21 +70,25 @@ class Need:
 
 
 def needs(profile: Profile) -> list[Need]:
-    """The models that a profile takes from the hub.
-
-    Raises:
-        ValueError: a model whose shape is not known (see `architectures`).
-    """
+    """The models that a profile takes from the hub."""
     found = []
     for role, source in profile.hub_models.items():
         about = profile.details.get(role, {})
         quantization = about.get("quantization", "none")
         held = profile.dtype if quantization == "none" else quantization
         found.append(
-            Need(role, source, about.get("revision", "main"), architecture(source), held,
+            Need(role, source, about.get("revision", "main"), known(source), held,
                  about.get("gated", False))
         )  # fmt: skip
     return found
+
+
+def known(model: str) -> Architecture | None:
+    """The shape of a model, None if it is not known."""
+    try:
+        return architecture(model)
+    except ValueError:
+        return None
 
 
 def working_memory(profile: Profile, models: Sequence[Need]) -> float:
@@ -144,13 +148,18 @@ def _models_table(profile: Profile, models: Sequence[Need]) -> str:
     rows = [
         {
             "role": model.role, "model": model.source, "revision": model.revision[:12],
-            "parameters": f"{model.shape.parameters / 1e9:.2f} bn" if model.shape else "",
-            "held in": model.held, "memory": f"{model.memory / GB:.1f} GB",
-            "download": f"{model.download / GB:.1f} GB", "gated": "yes" if model.gated else "no",
+            "parameters": f"{model.shape.parameters / 1e9:.2f} bn" if model.shape else "unknown",
+            "held in": model.held, "memory": size(model, model.memory),
+            "download": size(model, model.download), "gated": "yes" if model.gated else "no",
         }
         for model in models
     ]  # fmt: skip
     return pd.DataFrame(rows).to_string(index=False) if rows else "no model from the hub"
+
+
+def size(model: Need, number: float) -> str:
+    """Bytes in words."""
+    return f"{number / GB:.1f} GB" if model.shape else "size unknown"
 
 
 def _place(profile: Profile, models: Sequence[Need]) -> str:
@@ -194,8 +203,8 @@ def _times(profile: Profile, models: Sequence[Need]) -> Iterator[str]:
     yield f"{'in all':20} {total:8.1f} h, {total * profile.devices.count:.0f} GPU-hours"
     yield (
         f"Estimates: answers of {ASSUMED.answer} tokens, {ASSUMED.cycles} target calls each, "
-        "passes at the memory's bandwidth plus what eager PyTorch spends; scoring not counted. They may "
-        "well be off by two either way."
+        "passes at the memory's bandwidth plus what eager PyTorch spends; scoring not counted. "
+        "They may well be off by two either way."
     )
     if profile.collected:
         asked = _asked(profile)
@@ -387,10 +396,10 @@ def _missing_weights(profile: Profile, models: Sequence[Need], here: Machine) ->
     lacking = [model for key, model in wanted.items() if not here.hub.cached(*key)]
     token = here.hub.token()
     for model in lacking:
-        size = f"{model.download / GB:.1f} GB"
+        much = size(model, model.download)
         if not profile.download:
             yield (
-                f"weights of {model.source} at {model.revision[:12]} ({size}) are not on this "
+                f"weights of {model.source} at {model.revision[:12]} ({much}) are not on this "
                 "machine: let them be fetched with DOWNLOAD=1, or with download: true in the "
                 "profile"
             )

@@ -36,8 +36,8 @@ SIZES: dict[str, Any] = {
     "prompts_per_domain": 4, "annotated": [8, 5, 6], "mined": [8, 5, 6], "probe_questions": 8,
     "bootstrap": 20, "resamples": 20, "label_counts": [4, 8], "frontier_prompts": 2,
     "operating_prompts": 3, "window": 8, "certify_prompts": 2, "window_prompts": 2,
-    "window_prompts_vllm": 0, "windows_strict": [2, 4], "windows_judge": [4, 8], "prompts": 2,
-    "batch": 2, "common": 4, "repeats": 1, "vllm": False,
+    "window_prompts_vllm": None, "windows_strict": [2, 4], "windows_judge": [4, 8], "prompts": 2,
+    "batch": 2, "common": 4, "repeats": 2,
 }  # fmt: skip
 """Parameters of the notebooks that a rehearsal makes smaller. vLLM takes half a minute to start for
 each window, and its own tests cover it, so it is left out; notebook 05 says so."""

@@ -47,9 +47,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         profile = load_profile(options.profile, download=options.download)
         if options.clean:
             return clean(profile)
-        preflight.clear(profile)
         steps = plan(profile)
         chosen = select(steps, options.notebook)
+        preflight.clear(profile)
         if options.write_back:
             refuse_other_defaults(chosen)
         offline = {"HF_HUB_OFFLINE": "1"} if profile.hub_models and not profile.download else {}

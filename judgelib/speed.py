@@ -180,8 +180,8 @@ def vllm_note(vllm: bool) -> str:
     """Why vLLM's rows are missing; empty if they are not."""
     if not vllm:
         return (
-            "This profile leaves vLLM out (parameter `vllm`), so its rows are missing and what is "
-            "said of it below is not measured."
+            "This profile leaves vLLM out (window_prompts_vllm is None): its rows are missing, and "
+            "what is said of it below is not measured."
         )
     if not has_vllm():
         return (

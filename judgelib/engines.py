@@ -154,7 +154,7 @@ class Kit:
 
 
 def widen(network: Any, width: int) -> None:
-    """Pad a model's vocabulary to `width` rows, each a copy of the last, which is padding itself."""
+    """Pad a model's vocabulary to `width` rows, each a copy of the last, padding itself."""
     old = network.config.vocab_size
     if old == width:
         return

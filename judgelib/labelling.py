@@ -102,7 +102,8 @@ def _annotated(
     if decided := _decided(profile, task.name, split):
         items = load_items(folder / "items.jsonl")
         merged = merge(decided)
-        return tokencourt.labels_of([span for who in merged.values() for span in spans(items, who)])
+        marked = [span for who in merged.values() for span in spans(items, who)]
+        return tokencourt.labels_of(marked)
     save_items(tokencourt.items(task, answers, author), folder / "items.jsonl")
     target = load_model(profile.model("target"), **profile.loading("target"))
     return tokencourt.recovery_labels(task, answers, author, target, **profile.limits("rows"))

@@ -133,10 +133,14 @@ class LanguageModel:
         inputs = self._place_one(cache, ids) if one else self._place_many(cache, ids, pads)
         if hidden is None or hidden == "post_norm":
             logits, states = self._forward(inputs, rows)
-            return Read(logits, states if hidden else None)
+            return self._here(logits, states if hidden else None)
         with self._listening([hidden]) as heard:
             logits, _ = self._forward(inputs, rows)
-        return Read(logits, heard[hidden][:, -rows:])
+        return self._here(logits, heard[hidden][:, -rows:])
+
+    def _here(self, logits: Tensor, hidden: Tensor | None) -> Read:
+        """On the model's first device, where layers are spread over several."""
+        return Read(logits.to(self.device), hidden if hidden is None else hidden.to(self.device))
 
     @torch.inference_mode()
     def states(
@@ -179,7 +183,7 @@ class LanguageModel:
     def output_logits(self, states: Tensor) -> Tensor:
         """Logits (..., V) of post-norm states (..., D), before any cap or scale of the model's."""
         logits: Tensor = self._head(states)
-        return logits
+        return logits.to(self.device)
 
     @contextmanager
     def _listening(self, spots: Sequence[str]) -> Iterator[dict[str, Tensor]]:
@@ -533,7 +537,7 @@ def _head_is_plain(model: LanguageModel) -> bool:
     try:
         with torch.inference_mode():
             logits = model.model(torch.zeros(1, 1, dtype=torch.long, device=model.device)).logits
-            return torch.equal(logits, model._head(seen[0]))
+            return torch.equal(logits, model._head(seen[0]).to(logits.device))
     finally:
         hook.remove()
 

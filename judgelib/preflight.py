@@ -119,7 +119,7 @@ def hours(profile: Profile, models: Sequence[Need]) -> dict[str, float]:
         workload.Pass(model.shape, model.held, chip)
         for model in (pair["target"], pair["draft"]) if model.shape
     ]  # fmt: skip
-    about = {
+    about: dict[str, Any] = {
         "batch": profile.answers.get("side_by_side", 64),
         "longest": profile.answers.get("max_new_tokens", 256),
     }

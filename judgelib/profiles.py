@@ -103,7 +103,7 @@ class Profile:
                 found["spread"] = self.devices.parallel
         return found
 
-    def limits(self, batch: str) -> dict[str, int]:
+    def limits(self, batch: str) -> dict[str, Any]:
         """How long answers may be and how many are written side by side, as keyword arguments;
         `batch` is what a function calls the latter. What the profile leaves out is left out."""
         names = {"max_new_tokens": "max_new_tokens", "side_by_side": batch}

@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
@@ -100,16 +101,17 @@ def load_answers(profile: str, name: str) -> pd.DataFrame:
 
 
 def pair_of(profile: Profile) -> Pair:
-    """The target and the draft of a profile."""
-    sources = [profile.model(role) for role in ("target", "draft")]
-    options = [profile.loading(role) for role in ("target", "draft")]
-    common = {"dtype": options[0]["dtype"], "device": options[0].get("device", "cpu")}
-    own = [{key: value for key, value in about.items() if key not in common} for about in options]
-    slots = {name: n for name, n in profile.limits("slots").items() if name == "slots"}
-    return Pair(*sources, **common, target_options=own[0], draft_options=own[1], **slots)
+    """The target and the draft of a profile, as it loads them."""
+    target, draft = (dict(profile.loading(role)) for role in ("target", "draft"))
+    places = [about.pop("device", "cpu") for about in (target, draft)]
+    dtypes = [about.pop("dtype") for about in (target, draft)]
+    return Pair(
+        profile.model("target"), profile.model("draft"), dtypes[0], places[0], target, draft,
+        profile.answers.get("side_by_side", 64),
+    )  # fmt: skip
 
 
-def longest(profile: Profile) -> dict[str, int]:
+def longest(profile: Profile) -> dict[str, Any]:
     """The profile's longest answer, as an argument; nothing where it leaves that to the package."""
     limits = profile.limits("slots").items()
     return {name: value for name, value in limits if name == "max_new_tokens"}

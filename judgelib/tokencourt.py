@@ -212,13 +212,13 @@ def items(task: Task, answers: Sequence[Answer], model: LanguageModel) -> list[I
     return made
 
 
-def labels_of(spans: Sequence[tuple[Item, int, int | None]]) -> list[Labelled]:
+def labels_of(spans: Sequence[tuple[Item, int | None, int | None]]) -> list[Labelled]:
     """Labels from annotators' decisions (`judgelib.annotation.spans`): the mistaken tokens are
     [start, stop), stop None where all is correct."""
     return [
         annotated(
             item.question_id, item.domain, item.author, item.prompt_ids, item.token_ids,
-            None if stop is None else (start, stop),
+            None if start is None or stop is None else (start, stop),
         )
         for item, start, stop in spans
     ]  # fmt: skip

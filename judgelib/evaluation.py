@@ -154,7 +154,8 @@ def evaluate(
         heads: the judges' heads by name, saved.
         folder: where finished cells are kept, in a file of their own for these models, heads and
             code. A run that was killed loses the cells it was at.
-        workers: processes; None: one a core on a CPU, one in all on a GPU. 1 stays in this process.
+        workers: processes; None: what the environment variable JUDGELIB_WORKERS says, else one a
+            core on a CPU, one in all on a GPU. 1 stays in this process.
 
     Returns:
         One row an answer, in the order of the cells: rule, setting, window, temperature, prefix,
@@ -318,6 +319,11 @@ def _pool(bench: Bench, workers: int | None, cells: int) -> Iterator[Runner]:
 
 
 def _workers(bench: Bench) -> int:
+    named = os.environ.get("JUDGELIB_WORKERS", "")
+    if named:
+        if not named.isdigit() or named == "0":
+            raise ValueError(f"JUDGELIB_WORKERS is a number of processes, got {named!r}")
+        return int(named)
     on_gpu = bench.models[0].device.type != "cpu"
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     return 1 if on_gpu else cores or 1

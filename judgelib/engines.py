@@ -338,9 +338,9 @@ class _Vllm:
 
         self.params = SamplingParams(temperature=0.0, max_tokens=tokens, detokenize=False)
         self.llm = LLM(
-            model=pair.target, dtype=pair.dtype, enforce_eager=pair.device == "cpu",
-            max_num_seqs=LARGEST_BATCH, max_model_len=1024, disable_log_stats=False,
-            enable_prefix_caching=False, **vllm_options(spec, pair, heads),
+            dtype=pair.dtype, enforce_eager=pair.device == "cpu", max_num_seqs=LARGEST_BATCH,
+            disable_log_stats=False, enable_prefix_caching=False,
+            **vllm_target(pair), **vllm_options(spec, pair, heads),
         )  # fmt: skip
 
     def answer(self, batch: int, prompts: Prompts) -> Made:
@@ -361,12 +361,31 @@ class _Vllm:
 
 
 LARGEST_BATCH = 64
+LONGEST_TEXT = 4096
 
 VLLM_SETTINGS = {
     "VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_CPU_KVCACHE_SPACE": "1", "HF_HUB_OFFLINE": "1",
     "VLLM_NO_USAGE_STATS": "1", "VLLM_LOGGING_LEVEL": "ERROR",
     "VLLM_CPU_OMP_THREADS_BIND": "nobind",
 }  # fmt: skip
+
+
+def vllm_target(pair: Pair) -> dict[str, Any]:
+    """`LLM`'s arguments for the target: where it is, how it is loaded, how long texts may be."""
+    from transformers import AutoConfig
+
+    about = pair.target_options
+    revision = about.get("revision")
+    context: int = AutoConfig.from_pretrained(
+        pair.target, revision=revision
+    ).max_position_embeddings
+    options = {"model": pair.target, "max_model_len": min(context, LONGEST_TEXT)}
+    options |= {"revision": revision} if revision else {}
+    if about.get("quantization") == "fp8":
+        options["quantization"] = "fp8"
+    if about.get("spread") == "layers":  # here every layer is divided
+        options["tensor_parallel_size"] = torch.cuda.device_count()
+    return options
 
 
 def vllm_options(spec: Spec, pair: Pair, heads: Mapping[str, str]) -> dict[str, Any]:

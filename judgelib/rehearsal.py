@@ -71,6 +71,7 @@ class Stage:
             "JUDGELIB_ROOT": str(self.root), "JUDGELIB_DATASETS": str(self.datasets),
             "HF_DATASETS_CACHE": str(self.root / "cache"), "HF_HUB_OFFLINE": "1",
             "OPENAI_BASE_URL": "http://127.0.0.1:9/v1",  # nothing listens there
+            "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
             # Cells take a tenth of a second here, a process for them ten times as long.
             "JUDGELIB_WORKERS": "1",
         }  # fmt: skip

@@ -325,3 +325,11 @@ def test_a_twin_shares_every_weight_and_nothing_else() -> None:
     assert other is not model and other.config is not model.config
     other.set_attn_implementation("eager")
     assert model.config._attn_implementation == "sdpa"
+
+
+def test_vllm_loads_the_target_as_the_profile_says(kit: Kit) -> None:
+    assert engines.vllm_target(kit.pair) == {"model": kit.pair.target, "max_model_len": 256}
+    loaded = replace(kit.pair, target_options={"revision": "abc", "quantization": "fp8"})
+    assert engines.vllm_target(loaded) == {
+        "model": kit.pair.target, "max_model_len": 256, "revision": "abc", "quantization": "fp8",
+    }  # fmt: skip

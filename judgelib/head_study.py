@@ -20,7 +20,7 @@ from judgelib.evaluation import Panel
 from judgelib.features import Examples, extract, joined
 from judgelib.head import JudgeHead
 from judgelib.labelling import load_split
-from judgelib.labels import Labelled
+from judgelib.labels import UNACCEPTABLE, Labelled
 from judgelib.models import LanguageModel
 from judgelib.profiles import Profile
 from judgelib.quality import pair_of
@@ -78,10 +78,14 @@ def annotated_head(study: Study, *, widths: Sequence[int] = (), seed: int = 0) -
 
 
 def mined_head(study: Study, *, recall: float = 0.9, seed: int = 0) -> training.Fit:
-    """AutoJudge's head; its threshold finds `recall` of the important tokens of validation."""
+    """AutoJudge's head; its threshold finds `recall` of the important tokens of validation, and is
+    0.5 where validation has none."""
     config = training.config_for(study.target, study.draft, "mined")
     fit = training.fit_mined(study.examples("mined", "train"), config, seed=seed)
     held_out = study.examples("mined", "validation")
+    if UNACCEPTABLE not in held_out.labels:
+        words = f"fixed: none of {_questions(held_out)} validation questions has an important token"
+        return fit._replace(head=fit.head.with_threshold(FIXED, words))
     threshold = at_recall(training.probabilities(fit.head, held_out), held_out.labels, recall)
     words = (
         f"finds {recall:.0%} of the important tokens of {_questions(held_out)} validation questions"

@@ -16,7 +16,7 @@ VLLM := $(VENV)/.installed-vllm
 
 help:  ## list these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
-	@echo "  Options: PROFILE=$(PROFILE) (which models and sizes), PYTHON=$(PYTHON) (for .venv)"
+	@echo "  Options: PROFILE=$(PROFILE) (which models and sizes), PYTHON=$(PYTHON) (for .venv), DOWNLOAD=1 (let weights be fetched)"
 
 venv: $(STAMP)  ## create .venv with the pinned requirements
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from huggingface_hub import HfApi, constants, errors
 
 from judgelib import preflight, reproduce, workload
 from judgelib.architectures import architecture, weight_bytes
@@ -263,3 +265,66 @@ def test_models_of_unknown_shape_can_be_used_and_say_so() -> None:
     assert missing(profile, machine()) == []
     (first, _) = missing(profile, machine(FakeHub(models=False)))
     assert first.startswith("weights of a/b at main (size unknown) are not on this machine")
+
+
+# --- the hub itself, without the network -------------------------------------------------------
+
+
+def snapshot(cache: Path, kind: str, revision: str, *files: str) -> Path:
+    folder = cache / f"{kind}--org--big" / "snapshots" / revision
+    folder.mkdir(parents=True)
+    for name in files:
+        (folder / name).write_text("{}")
+    return folder
+
+
+def test_cached_weights_are_found_only_if_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    hub = preflight.HuggingFace()
+    assert not hub.cached("org/big", "a" * 40)
+    folder = snapshot(tmp_path, "models", "a" * 40, "config.json")
+    assert not hub.cached("org/big", "a" * 40)
+    (folder / "model.safetensors").touch()
+    assert hub.cached("org/big", "a" * 40) and not hub.cached("org/big", "b" * 40)
+    parts = {"x": "model-1.safetensors", "y": "model-2.safetensors"}
+    folder = snapshot(tmp_path, "models", "b" * 40, "config.json", "model-1.safetensors")
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": parts}))
+    assert not hub.cached("org/big", "b" * 40)
+    (folder / "model-2.safetensors").touch()
+    assert hub.cached("org/big", "b" * 40)
+
+
+def test_cached_datasets_are_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import datasets
+
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "datasets")
+    hub = preflight.HuggingFace()
+    assert not hub.cached_dataset("org/big", "abc")
+    (tmp_path / "datasets/org___big/main/0.0.0/abc").mkdir(parents=True)
+    assert hub.cached_dataset("org/big", "abc") and not hub.cached_dataset("org/big", "abd")
+    snapshot(tmp_path / "hub", "datasets", "abd")
+    assert hub.cached_dataset("org/big", "abd")
+
+
+@pytest.mark.parametrize(
+    ("error", "word"),
+    [
+        (errors.GatedRepoError, "licence"), (errors.RevisionNotFoundError, "revision"),
+        (errors.RepositoryNotFoundError, "missing"), (ConnectionError, "unreachable"),
+        (None, None),
+    ],
+)  # fmt: skip
+def test_what_the_hub_answers_is_put_in_a_word(
+    monkeypatch: pytest.MonkeyPatch, error: Any, word: str | None
+) -> None:
+    def answer(*_: Any, **__: Any) -> None:
+        if error:
+            raise error.__new__(error)
+
+    for name in ("model_info", "dataset_info", "auth_check"):
+        monkeypatch.setattr(HfApi, name, answer)
+    assert preflight.HuggingFace().refusal("model", "org/big", "main") == word
+    assert preflight.HuggingFace().refusal("dataset", "org/big", "main") == word

@@ -15,13 +15,14 @@ RAY := $(VENV)/.installed-ray
 ENGINE_STAMP := $(if $(filter ray,$(ENGINE)),$(RAY))$(if $(filter vllm,$(ENGINE)),$(VLLM))
 
 .DEFAULT_GOAL := help
-.PHONY: help venv vllm ray reproduce test lint types unit notebooks-test test-ray test-vllm format \
-	lab sandbox-models report scale screenshot explore exactness timing bench-gpu judge clean-results
+.PHONY: help venv vllm ray reproduce plan rehearse test lint types unit notebooks-test test-ray \
+	test-vllm format lab sandbox-models report scale screenshot explore exactness timing bench-gpu \
+	judge clean-results
 
 help:  ## list these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 	@echo "  Options: PROFILE=$(PROFILE) (which models and sizes), PYTHON=$(PYTHON) (for .venv),"
-	@echo "  ENGINE=$(ENGINE) (or ray, vllm: where questions are worked at)"
+	@echo "  ENGINE=$(ENGINE) (or ray, vllm: where questions are worked at), DOWNLOAD=1 (let weights be fetched)"
 
 venv: $(STAMP)  ## create .venv with the pinned requirements
 
@@ -51,7 +52,14 @@ $(RAY): $(STAMP) requirements-ray.txt
 	@touch $@
 
 reproduce: $(STAMP) $(ENGINE_STAMP)  ## execute all notebooks, write tables and figures, say where they lie
-	$(BIN)/python -m judgelib.reproduce --profile $(PROFILE)
+	$(BIN)/python -m judgelib.reproduce --profile $(PROFILE) $(if $(DOWNLOAD),--download)
+
+plan: $(STAMP)  ## show what PROFILE needs (models, memory, disk, hours) and what is missing here
+	$(BIN)/python -m judgelib.preflight --profile $(PROFILE) $(if $(DOWNLOAD),--download)
+
+rehearse: PROFILE := llama-8b-70b
+rehearse: $(STAMP)  ## run all notebooks under PROFILE on tiny checkpoints of its kind, offline
+	$(BIN)/python -m judgelib.rehearsal --profile $(PROFILE)
 
 test: lint types unit notebooks-test  ## ruff, mypy, pytest, and the notebooks' marked outputs
 

@@ -30,6 +30,8 @@ def probe_figure(frame: pd.DataFrame, title: str, along: str) -> Figure:
         frame: columns variant, domain, prompts, auc, low, high, as `Ablations` gives its probes.
         along: what the variants are, for the axis.
     """
+    if frame.empty:
+        return _nothing(title)
     require(frame, "variant domain prompts auc low high")
     with mpl.rc_context(STYLE):
         fig = Figure(figsize=(_width(frame), 4.2), layout="constrained")
@@ -55,6 +57,8 @@ def run_figure(frame: pd.DataFrame, title: str, along: str) -> Figure:
             as `Ablations` gives its runs.
     """
     spans = "accepted_per_cycle accepted_per_cycle_low accepted_per_cycle_high"
+    if frame.empty:
+        return _nothing(title)
     require(frame, f"variant domain prompts {spans} right right_low right_high")
     with mpl.rc_context(STYLE):
         fig = Figure(figsize=(max(9.0, 1.6 * _width(frame)), 4.4), layout="constrained")
@@ -77,6 +81,18 @@ def run_figure(frame: pd.DataFrame, title: str, along: str) -> Figure:
             "resampled",
             fontsize=9, color=NOTE,
         )  # fmt: skip
+    return fig
+
+
+def _nothing(title: str) -> Figure:
+    """In place of a comparison that a profile cannot make."""
+    with mpl.rc_context(STYLE):
+        fig = Figure(figsize=(6.4, 1.2), layout="constrained")
+        axes = fig.subplots()
+        axes.axis("off")
+        axes.set_title(title, loc="left")
+        words = "Not measured: this profile has no such model, or too few labels for it."
+        axes.text(0, 0.5, words, color=NOTE)
     return fig
 
 

@@ -23,8 +23,8 @@ from judgelib.head import JudgeHead
 from judgelib.head_study import Study, first_questions
 from judgelib.labels import Labelled
 from judgelib.models import load_model
-from judgelib.quality import save_answers
-from judgelib.results import results_dir
+from judgelib.quality import longest, pair_of, save_answers
+from judgelib.results import SCHEMAS, results_dir
 from judgelib.rulebook import FLOORED, JUDGE, STRICT, settings
 
 DELTA = 0.5
@@ -32,6 +32,11 @@ DELTA = 0.5
 
 COMPARED = ((STRICT, 0.0), (f"{FLOORED}annotated", DELTA))
 """Rule and setting of strict verification and of the judge beside it."""
+
+
+PROBED = list(SCHEMAS["probes"])
+RAN = ["study", "variant", "domain", "prompts", "correct", "tokens", "cycles", "accepted"]
+"""Columns of probes and, with the intervals of `frontier.spans`, of runs."""
 
 
 @dataclass(frozen=True)
@@ -73,6 +78,13 @@ class Ablations:
             found[spot] = (test, training.probabilities(head, test))
         return self._probes("layer", found)
 
+    def spots(self) -> list[str]:
+        """Where `layers` reads: layer 2, a quarter, half and three quarters of the depth, and both
+        sides of the final norm."""
+        depth = self.study.target.layers
+        layers = {min(2, depth), *(max(1, depth * part // 4) for part in (1, 2, 3))}
+        return [*(f"layer_{n}" for n in sorted(layers)), "pre_norm", "post_norm"]
+
     def label_count(self, counts: Sequence[int]) -> pd.DataFrame:
         """Heads from the first so many annotated questions of every domain."""
         train, test = (self.study.examples("annotated", split) for split in ("train", "test"))
@@ -92,20 +104,27 @@ class Ablations:
         return self._probes("labels", found)
 
     def transfer(self) -> pd.DataFrame:
-        """Mined heads of one domain on the mined labels of the others."""
+        """Mined heads of one domain on the mined labels of the others; a domain with too few labels
+        to train on is left out."""
         train, test = (self.study.examples("mined", split) for split in ("train", "test"))
         found = {}
         for domain in sorted(set(train.domains)):
             own = train.where(train.domains == domain)
+            if not training.trainable(own):
+                continue
             config = training.config_for(self.study.target, self.study.draft, "mined")
             head = training.fit_mined(own, config, held_out=0.3, seed=self.seed).head
             found[f"mined on {domain}"] = (test, training.probabilities(head, test))
         return self._probes("transfer", found)
 
     def corrections(self) -> pd.DataFrame:
-        """The same labels read by the target's twin, whose training text took nothing back."""
+        """The same labels read by the target's twin, whose training text took nothing back; no row
+        where the profile has no twin."""
         profile = self.study.profile
-        twin = load_model(profile.model("target_no_corrections"), dtype=profile.dtype)
+        role = "target_no_corrections"
+        if role not in profile.models:
+            return self._probes("self-corrections in training", {})
+        twin = load_model(profile.model(role), **profile.loading(role))
         labels = {split: self.study.labels("annotated", split) for split in ("train", "test")}
         found = {}
         for name, model in {"target": self.study.target, "twin": twin}.items():
@@ -149,19 +168,28 @@ class Ablations:
         """Strict and judge behind drafts of several qualities; `models`: name -> path."""
         frames = []
         for name, path in models.items():
-            pair = replace(self._pair, draft=path)
+            options = self.study.profile.loading(name)
+            own = {k: v for k, v in options.items() if k not in ("dtype", "device")}
+            pair = replace(self._pair, draft=path, draft_options=own)
             cells = {f"{rule}, {name}": self._cells(rule, setting) for rule, setting in COMPARED}
             frames.append(self._runs(f"draft {name}", cells, heads, pair).assign(study="draft"))
         return pd.concat(frames, ignore_index=True)
 
     def left_out(self) -> pd.DataFrame:
-        """On each domain: the judge of all labels, and one that never saw that domain's."""
+        """On each domain: the judge of all labels, and one that never saw that domain's. A domain
+        without labels has none to leave out; without a second labelled domain nothing is left, and
+        there is no row."""
         train = self.study.examples("annotated", "train")
+        parts = {name: train.where(train.domains != name) for name in set(train.domains)}
+        parts = {name: rest for name, rest in parts.items() if len(set(rest.labels)) == 2}
+        tasks = [task for task in self.tasks if self._domain(task) in parts]
+        if not tasks:
+            return self._runs("domain left out", {}, {})
         heads = {"all": self._keep(self._head(train), "all")}
         cells: dict[str, list[Cell]] = {}
-        for task in self.tasks:
+        for task in tasks:
             domain = self._domain(task)
-            head = self._head(train.where(train.domains != domain))
+            head = self._head(parts[domain])
             heads[f"no_{domain}"] = self._keep(head, f"no_{domain}")
             for name, own in {"all labels": "all", "left out": f"no_{domain}"}.items():
                 cell = self._cell(f"{JUDGE}{own}", DELTA, task)
@@ -173,11 +201,13 @@ class Ablations:
 
     @property
     def _pair(self) -> Pair:
-        profile = self.study.profile
-        return Pair(profile.model("target"), profile.model("draft"), profile.dtype)
+        return pair_of(self.study.profile)
 
     def _cell(self, rule: str, setting: float, task: str) -> Cell:
-        return Cell(rule, setting, task, "test", self.prompts, self.seed, self.window)
+        return Cell(
+            rule, setting, task, "test", self.prompts, self.seed, self.window,
+            **longest(self.study.profile),
+        )  # fmt: skip
 
     def _cells(self, rule: str, setting: float) -> list[Cell]:
         return [self._cell(rule, setting, task) for task in self.tasks]
@@ -228,7 +258,7 @@ class Ablations:
             )
             prompts = [len(set(examples.questions[examples.domains == d])) for d in aucs["domain"]]
             frames.append(aucs.assign(study=study, variant=variant, prompts=prompts))
-        return pd.concat(frames, ignore_index=True)
+        return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame(columns=PROBED)
 
     def _runs(
         self, study: str, cells: Mapping[str, Iterable[Cell]], heads: Mapping[str, Path],
@@ -237,6 +267,8 @@ class Ablations:
         """Every variant's cells decoded; intervals by bootstrap over prompts."""
         named = {variant: list(own) for variant, own in cells.items()}
         folder = results_dir(self.study.profile.name) / "evaluation"
+        if not named:
+            return pd.DataFrame(columns=RAN)
         rows: list[dict[str, Any]] = []
         everything = [cell for own in named.values() for cell in own]
         answers = evaluate(
@@ -266,11 +298,10 @@ class Ablations:
 
 def probes(frames: Iterable[pd.DataFrame]) -> pd.DataFrame:
     """The table `probes`: the AUCs of several comparisons with their intervals."""
-    columns = ["study", "variant", "domain", "prompts", "tokens", "auc", "low", "high"]
-    return pd.concat([frame[columns] for frame in frames], ignore_index=True)
+    return pd.concat([frame[PROBED] for frame in frames if len(frame)], ignore_index=True)
 
 
 def table(frames: Iterable[pd.DataFrame]) -> pd.DataFrame:
     """The table `ablations` of several comparisons; what a comparison does not measure is empty."""
-    columns = "study variant domain prompts correct tokens cycles accepted auc".split()  # noqa: SIM905
-    return pd.concat([frame.reindex(columns=columns) for frame in frames], ignore_index=True)
+    there = [frame.reindex(columns=list(SCHEMAS["ablations"])) for frame in frames if len(frame)]
+    return pd.concat(there, ignore_index=True)

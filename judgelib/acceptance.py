@@ -17,7 +17,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from judgelib.authors import author_texts
+from judgelib.authors import author_texts, collected_texts
 from judgelib.estimates import Estimate, difference, estimate, ratio
 from judgelib.models import LanguageModel, load_model
 from judgelib.profiles import Profile
@@ -76,7 +76,7 @@ def verify(target: LanguageModel, prompt: Sequence[int], text: Sequence[int]) ->
 def text_ids(target: LanguageModel, text: str) -> list[int]:
     """A finished answer in the target's tokens, its end token included if it has one."""
     ids: list[int] = target.tokenizer(text, add_special_tokens=False).input_ids
-    return [*ids, *target.eos_ids[:1]]
+    return ids if target.end_id is None else [*ids, target.end_id]
 
 
 def run_study(
@@ -89,9 +89,12 @@ def run_study(
 ) -> pd.DataFrame:
     """Every author answers the same test prompts of every task; the target reads the answers.
 
-    Returns what `study` returns, for all tasks together.
+    Returns what `study` returns, for all tasks together. `collected` texts stand in for models; by
+    default those that the profile wants from an endpoint, which are asked for if they are not kept.
     """
-    target = load_model(profile.model("target"), dtype=profile.dtype)
+    if collected is None:
+        collected = collected_texts(profile, tasks, prompts=prompts, seed=seed)
+    target = load_model(profile.model("target"), **profile.loading("target"))
     frames = []
     for name in tasks:
         task = load_task(name)
@@ -236,6 +239,8 @@ def rejects_good_text(per_text: pd.DataFrame, *, resamples: int, seed: int) -> p
     """
     rows = []
     for author in ("expert", "human"):
+        if author not in set(per_text["author"]):
+            continue  # the profile has no expert
         differences = against(per_text, author, "draft", resamples=resamples, seed=seed)
         kept, right = differences["accepted_per_cycle"], differences["accuracy"]
         rows.append(

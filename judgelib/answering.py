@@ -16,6 +16,12 @@ from judgelib.mapping import engine as chosen_engine
 from judgelib.models import LanguageModel
 from judgelib.tasks.base import Question, prompt_ids
 
+PLAIN: dict[str, Any] = {
+    "do_sample": False, "temperature": 1.0, "top_p": 1.0, "top_k": 50, "repetition_penalty": 1.0,
+}  # fmt: skip
+"""Arguments of `generate` for the likeliest token and nothing else. Checkpoints come with settings
+of their own for chats (Llama 3 samples, Qwen2.5 punishes repetition), and `generate` obeys them."""
+
 
 def greedy_texts(
     model: LanguageModel,
@@ -103,7 +109,7 @@ def generate(
     output: Tensor = model.model.generate(
         ids,
         attention_mask=seen,
-        **{"do_sample": False, **how},
+        **{**PLAIN, **how},
         max_new_tokens=max_new_tokens,
         pad_token_id=pad,
         eos_token_id=list(model.eos_ids) or None,  # the tokenizer's, where the model names none

@@ -28,13 +28,14 @@ in bfloat16, as served checkpoints have them."""
 
 @dataclass(frozen=True)
 class Architecture:
-    """A decoder-only transformer of the Llama or Qwen2 kind.
+    """A decoder-only transformer of the Llama, Qwen2 or Qwen3 kind.
 
     Attributes:
         name: the hub's, without owner and "-Instruct".
         layers, hidden, intermediate, heads, kv_heads, head_dim, vocabulary: as in its config.json.
         tied: whether the output head is the embedding matrix.
         qkv_bias: whether queries, keys and values have a bias (Qwen2).
+        qk_norm: whether queries and keys are normed head by head (Qwen3).
         context: the longest text in tokens.
         rope: transformers' `rope_parameters`, as pairs.
     """
@@ -51,6 +52,7 @@ class Architecture:
     context: int
     rope: tuple[tuple[str, Any], ...]
     qkv_bias: bool = False
+    qk_norm: bool = False
 
     @property
     def layer_matrices(self) -> int:
@@ -68,7 +70,8 @@ class Architecture:
     def vectors(self) -> int:
         """Norms and biases."""
         bias = (self.heads + 2 * self.kv_heads) * self.head_dim if self.qkv_bias else 0
-        return self.layers * (2 * self.hidden + bias) + self.hidden
+        norms = 2 * self.head_dim if self.qk_norm else 0
+        return self.layers * (2 * self.hidden + bias + norms) + self.hidden
 
     @property
     def parameters(self) -> int:
@@ -77,9 +80,11 @@ class Architecture:
 
     def config(self) -> Any:
         """A transformers configuration of this shape."""
-        from transformers import LlamaConfig, Qwen2Config
+        from transformers import LlamaConfig, Qwen2Config, Qwen3Config
 
-        kind = Qwen2Config if self.qkv_bias else LlamaConfig
+        kind: Any = LlamaConfig
+        if self.qkv_bias or self.qk_norm:
+            kind = Qwen2Config if self.qkv_bias else Qwen3Config
         return kind(
             vocab_size=self.vocabulary,
             hidden_size=self.hidden,
@@ -90,7 +95,7 @@ class Architecture:
             head_dim=self.head_dim,
             max_position_embeddings=self.context,
             rope_parameters=dict(self.rope),
-            rms_norm_eps=1e-6 if self.qkv_bias else 1e-5,
+            rms_norm_eps=1e-5 if kind is LlamaConfig else 1e-6,
             tie_word_embeddings=self.tied,
             # Random weights end no text.
             bos_token_id=None,
@@ -155,6 +160,10 @@ ARCHITECTURES: dict[str, Architecture] = {
                      _QWEN_ROPE, qkv_bias=True),
         Architecture("Qwen2.5-7B", 28, 3584, 18944, 28, 4, 128, 152064, False, 32768,
                      _QWEN_ROPE, qkv_bias=True),
+        Architecture("Qwen3-0.6B", 28, 1024, 3072, 16, 8, 128, 151936, True, 40960,
+                     _QWEN_ROPE, qk_norm=True),
+        Architecture("Qwen3-8B", 36, 4096, 12288, 32, 8, 128, 151936, False, 40960,
+                     _QWEN_ROPE, qk_norm=True),
     )
 }  # fmt: skip
 

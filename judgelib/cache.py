@@ -109,6 +109,8 @@ class RowCache(Cache):
             buffer.narrow(2, self._start, states.shape[2]).copy_(states)
         else:
             rows, slots = self._slots
+            if slots.device != buffer.device:  # this layer lies on another device
+                rows, slots = rows.to(buffer.device), slots.to(buffer.device)
             buffer[rows, :, slots] = states.transpose(1, 2)
         return buffer.narrow(2, 0, self._stop)
 

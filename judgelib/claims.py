@@ -21,13 +21,14 @@ from judgelib import acceptance, speed
 from judgelib.estimates import Estimate, estimate, paired, quotient
 from judgelib.evaluation import DRAFT
 from judgelib.labelling import load_split, mostly_unimportant
-from judgelib.quality import load_answers
+from judgelib.quality import answers_path, load_answers
 from judgelib.results import load_table, save_table, sha256
 from judgelib.rulebook import STRICT
 
 DECLARATIONS = Path(__file__).with_name("claims.yaml")
 BOOT = {"resamples": 2000, "seed": 0}
 NOT_MEASURED = "not measured: this engine was not installed"
+ABSENT = "not measured: this profile has no such model, domain or comparison"
 EXPLORATORY = "exploratory"
 NO_SETTING = "nothing to compare: no setting of a rule lost at most one point in validation"
 NO_POINT = "nothing to compare: no such operating point was tried"
@@ -68,8 +69,10 @@ class Declaration:
     def _nothing(self) -> str:
         """Why there is nothing to judge. Only the choice "matched" is made by quality in validation
         and may find no setting; a fixed or certified one can only have been left out."""
-        if self.metric == "speedup":
+        if self.metric in ("speedup", "bound_share"):
             return NOT_MEASURED
+        if self.metric not in ("gain", "against", "change", "above_draft"):
+            return ABSENT
         return NO_SETTING if ", matched" in self.of else NO_POINT
 
 
@@ -125,37 +128,43 @@ def _row(entry: Declaration, profile: str) -> dict[str, Any]:
 # --- what is measured --------------------------------------------------------------------------
 
 
-def accepted_minus_draft(profile: str, author: str) -> Measured:
+def accepted_minus_draft(profile: str, author: str) -> Measured | None:
     """Accepted tokens per cycle of an author's texts minus the draft's."""
     return _against_draft(profile, author, "accepted_per_cycle")
 
 
-def right_minus_draft(profile: str, author: str) -> Measured:
+def right_minus_draft(profile: str, author: str) -> Measured | None:
     """Share of right answers of an author minus the draft's."""
     return _against_draft(profile, author, "accuracy")
 
 
-def _against_draft(profile: str, author: str, name: str) -> Measured:
+def _against_draft(profile: str, author: str, name: str) -> Measured | None:
     texts = load_table("acceptance_texts", profile)
+    if author not in set(texts["author"]):
+        return None
     found = acceptance.against(texts, author, DRAFT, **BOOT)[name]
     return Measured(found, int((texts["author"] == author).sum()))
 
 
-def head_claim(profile: str, of: str) -> Measured:
+def head_claim(profile: str, of: str) -> Measured | None:
     """ "C2, math": what the head study found on test labels."""
     claim, domain = of.split(", ")
     table = load_table("head_claims", profile)
     own = table[table["claim"].str.startswith(claim) & (table["domain"] == domain)]
+    if own.empty:
+        return None
     labelled = load_split(profile, "mined" if claim == "C8" else "annotated", "test")
     questions = {row.question_id for row in labelled if row.domain == domain}
     return Measured(_estimate(own, "measured"), len(questions))
 
 
-def unimportant(profile: str, domain: str) -> Measured:
+def unimportant(profile: str, domain: str) -> Measured | None:
     """Share of mined mismatches that are unimportant; counted are mismatches."""
     table = load_table("labels_summary", profile)
     shares = mostly_unimportant(table[table["source"] == "mined"])
     own = shares[shares["domain"] == domain]
+    if own.empty:
+        return None
     return Measured(_estimate(own, "share"), int(own["mismatches"].sum()))
 
 
@@ -195,18 +204,20 @@ def above_draft(profile: str, of: str) -> Measured | None:
     return _minus(_answers(profile, DRAFT), _answers(profile, of))
 
 
-def left_out(profile: str, domain: str) -> Measured:
+def left_out(profile: str, domain: str) -> Measured | None:
     """Right answers on a domain of a judge that never saw its labels minus those of one that did,
     in points of 100: below 0 where leaving them out costs quality."""
-    answers = load_answers(profile, "ablation_domain_left_out")
+    name = "ablation_domain_left_out"
+    if not answers_path(profile, name).is_file():
+        return None
+    answers = load_answers(profile, name)
     own = answers[answers["domain"] == domain]
-    pair = [_in_order(own[own["variant"] == name]) for name in ("all labels", "left out")]
-    found = _minus(*pair)
-    assert found is not None
-    return found
+    if own.empty:
+        return None
+    return _minus(*(_in_order(own[own["variant"] == n]) for n in ("all labels", "left out")))
 
 
-def probe_gap(profile: str, of: str) -> Measured:
+def probe_gap(profile: str, of: str) -> Measured | None:
     """ "study: variant - variant": the difference of two AUCs, pooled over domains."""
     study, pair = of.split(": ")
     table = load_table("probes", profile)
@@ -214,7 +225,7 @@ def probe_gap(profile: str, of: str) -> Measured:
     return _gap(*(own[own["variant"] == name] for name in pair.split(" - ")))
 
 
-def transfer_gap(profile: str, of: str) -> Measured:
+def transfer_gap(profile: str, of: str) -> Measured | None:
     """AUC on a domain of the head mined there minus that of a stranger: "math -> code"."""
     source, goal = of.split(" -> ")
     table = load_table("probes", profile)
@@ -255,14 +266,12 @@ def _asked(table: pd.DataFrame, spec: speed.Spec | None = None) -> int:
     return int((table if spec is None else speed.rows_of(table, spec))["prompts"].max())
 
 
-def _gap(ours: pd.DataFrame, theirs: pd.DataFrame) -> Measured:
+def _gap(ours: pd.DataFrame, theirs: pd.DataFrame) -> Measured | None:
     """The mean difference over domains. The two intervals are combined as if independent, which
-    for AUCs of the same questions is wider than need be. ValueError where one has no row."""
+    for AUCs of the same questions is wider than need be. None where a profile has no such variant:
+    no twin of the target, say, or too few labels of a domain."""
     if ours.empty or theirs.empty:
-        raise ValueError(
-            f"expected probes of both variants, got {len(ours)} and {len(theirs)} rows; the names "
-            "in claims.yaml must be those in the table `probes`"
-        )
+        return None
     value = float(ours["auc"].mean() - theirs["auc"].mean())
     errors = [(rows["high"] - rows["low"]).to_numpy(float) / (2 * 1.96) for rows in (ours, theirs)]
     reach = 1.96 * float(np.sqrt(sum((each**2).sum() / len(each) ** 2 for each in errors)))

@@ -119,7 +119,7 @@ def estimate_cost(
     return Estimate(len(asked), prompt, completion, cost)
 
 
-def _sha(messages: Messages, settings: Mapping[str, Any]) -> str:
+def request_sha(messages: Messages, settings: Mapping[str, Any]) -> str:
     """SHA-256 (hex) of everything that decides the answer."""
     request = {"messages": [dict(message) for message in messages], **settings}
     return hashlib.sha256(json.dumps(request, sort_keys=True).encode()).hexdigest()
@@ -278,7 +278,9 @@ def collect(
     _at_least(0, temperature=temperature)
     _at_least(1e-3, timeout=timeout)
     settings = {"model": model, "temperature": float(temperature), "max_tokens": max_tokens}
-    asked = {(name, _sha(said, settings)): said for name, said in _checked(questions).items()}
+    asked = {
+        (name, request_sha(said, settings)): said for name, said in _checked(questions).items()
+    }
     with Journal(path) as journal:
         missing = {key: asked[key] for key in asked if key not in journal.texts}
         if missing:

@@ -37,6 +37,7 @@ def roc_and_pr(
         for name, curve in (("roc", _roc), ("pr", _pr)):
             y = curve(bad, -scored)
             band = np.array([curve(bad[i], -scored[i]) for i in draws if bad[i].any()])
+            band = band if len(band) else np.full((1, len(GRID)), np.nan)
             low, high = np.quantile(band, [0.025, 0.975], axis=0)
             columns = {"x": GRID, "y": y, "low": low, "high": high}
             frames.append(pd.DataFrame({"domain": domain, "curve": name, **columns}))
@@ -50,13 +51,19 @@ def auc_with_interval(
     rows = []
     for domain, labels, scored, questions in _by_domain(examples, scores):
         draws = [i for i in _resamples(questions, resamples, seed) if len(set(labels[i])) == 2]
-        low, high = np.quantile(
-            [roc_auc_score(labels[i], scored[i]) for i in draws], [0.025, 0.975]
-        )
+        low, high = _interval([roc_auc_score(labels[i], scored[i]) for i in draws])
         value = roc_auc_score(labels, scored)
         counts = {"tokens": len(labels), "unacceptable": int((labels == UNACCEPTABLE).sum())}
         rows.append({"domain": domain, **counts, "auc": value, "low": low, "high": high})
-    return pd.DataFrame(rows)
+    return pd.DataFrame(rows, columns=["domain", "tokens", "unacceptable", "auc", "low", "high"])
+
+
+def _interval(values: list[float]) -> tuple[float, float]:
+    """The middle 95%; NaN where no resample held both labels, as with a handful of questions."""
+    if not values:
+        return float("nan"), float("nan")
+    low, high = np.quantile(values, [0.025, 0.975])
+    return float(low), float(high)
 
 
 def auc_gain(
@@ -74,10 +81,10 @@ def auc_gain(
         gains = [
             roc_auc_score(labels[i], mine[i]) - roc_auc_score(labels[i], theirs[i]) for i in draws
         ]
-        low, high = np.quantile(gains, [0.025, 0.975])
+        low, high = _interval(gains)
         gain = roc_auc_score(labels, mine) - roc_auc_score(labels, theirs)
         rows.append({"domain": domain, "gain": gain, "low": low, "high": high})
-    return pd.DataFrame(rows)
+    return pd.DataFrame(rows, columns=["domain", "gain", "low", "high"])
 
 
 def _by_domain(

@@ -8,6 +8,7 @@ processes of their own, since vLLM takes over threads and settings of its proces
 
 from __future__ import annotations
 
+import copy
 import multiprocessing
 import os
 import time
@@ -20,7 +21,7 @@ from typing import Any, NamedTuple, Protocol
 
 import torch
 
-from judgelib import rulebook
+from judgelib import answering, rulebook
 from judgelib.decoding import Generation, speculate_batch
 from judgelib.drafting import Drafter, ModelDrafter, NoDrafter
 from judgelib.evaluation import Pair
@@ -116,7 +117,7 @@ class Kit:
 
     @cached_property
     def models(self) -> tuple[LanguageModel, LanguageModel]:
-        pair = self._load(self.pair.target), self._load(self.pair.draft)
+        pair = self._load("target"), self._load("draft")
         check_pair(*pair)
         return pair
 
@@ -129,18 +130,45 @@ class Kit:
 
     @cached_property
     def transformers(self) -> tuple[Any, Any]:
-        """transformers' own models, with its own attention."""
-        target, draft = (self._load(path).model for path in (self.pair.target, self.pair.draft))
+        """transformers' own models, with its own attention. On a GPU they share our weights: two
+        copies of a large model would not fit."""
+        if self.pair.device == "cpu":
+            target, draft = (self._load(role).model for role in ("target", "draft"))
+        else:
+            target, draft = (twin(model.model) for model in self.models)
         for model in (target, draft):
             model.set_attn_implementation("sdpa")
+        # Assisted generation wants outputs of one width; Qwen2.5's differ by padding.
+        width = max(model.config.vocab_size for model in (target, draft))
+        for model in (target, draft):
+            widen(model, width)
         return target, draft
 
     @cached_property
     def heads(self) -> dict[str, JudgeHead]:
         return {name: JudgeHead.from_pretrained(path) for name, path in self.head_paths.items()}
 
-    def _load(self, path: str) -> LanguageModel:
-        return load_model(path, dtype=self.pair.dtype, device=self.pair.device)
+    def _load(self, role: str) -> LanguageModel:
+        path, options = getattr(self.pair, role), getattr(self.pair, f"{role}_options")
+        return load_model(path, dtype=self.pair.dtype, device=self.pair.device, **options)
+
+
+def widen(network: Any, width: int) -> None:
+    """Pad a model's vocabulary to `width` rows, each a copy of the last, padding itself."""
+    old = network.config.vocab_size
+    if old == width:
+        return
+    last = network.get_output_embeddings().weight[old - 1].detach().clone()
+    network.resize_token_embeddings(width, mean_resizing=False)
+    with torch.no_grad():
+        network.get_output_embeddings().weight[old:] = last
+
+
+def twin(network: torch.nn.Module) -> Any:
+    """A second model over the same weights: its own modules and configuration, no second copy of
+    any tensor."""
+    tensors = [*network.parameters(), *network.buffers()]
+    return copy.deepcopy(network, {id(tensor): tensor for tensor in tensors})
 
 
 class Loop(Engine):
@@ -187,7 +215,7 @@ class Transformers(Engine):
             raise ValueError(f"{spec.engine} decodes one text at a time, not {spec.batch}")
         self.spec = spec
         self.model, draft = kit.transformers
-        self._options: dict[str, Any] = {"max_new_tokens": kit.tokens, "do_sample": False}
+        self._options: dict[str, Any] = {"max_new_tokens": kit.tokens, **answering.PLAIN}
         # Padding by hand: `generate` would otherwise take the end of a text for padding.
         self._options["pad_token_id"] = 0
         self._ends = set(kit.models[0].eos_ids)
@@ -310,9 +338,9 @@ class _Vllm:
 
         self.params = SamplingParams(temperature=0.0, max_tokens=tokens, detokenize=False)
         self.llm = LLM(
-            model=pair.target, dtype=pair.dtype, enforce_eager=pair.device == "cpu",
-            max_num_seqs=LARGEST_BATCH, max_model_len=1024, disable_log_stats=False,
-            enable_prefix_caching=False, **vllm_options(spec, pair, heads),
+            dtype=pair.dtype, enforce_eager=pair.device == "cpu", max_num_seqs=LARGEST_BATCH,
+            disable_log_stats=False, enable_prefix_caching=False,
+            **vllm_target(pair), **vllm_options(spec, pair, heads),
         )  # fmt: skip
 
     def answer(self, batch: int, prompts: Prompts) -> Made:
@@ -333,12 +361,31 @@ class _Vllm:
 
 
 LARGEST_BATCH = 64
+LONGEST_TEXT = 4096
 
 VLLM_SETTINGS = {
     "VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_CPU_KVCACHE_SPACE": "1", "HF_HUB_OFFLINE": "1",
     "VLLM_NO_USAGE_STATS": "1", "VLLM_LOGGING_LEVEL": "ERROR",
     "VLLM_CPU_OMP_THREADS_BIND": "nobind",
 }  # fmt: skip
+
+
+def vllm_target(pair: Pair) -> dict[str, Any]:
+    """`LLM`'s arguments for the target: where it is, how it is loaded, how long texts may be."""
+    from transformers import AutoConfig
+
+    about = pair.target_options
+    revision = about.get("revision")
+    context: int = AutoConfig.from_pretrained(
+        pair.target, revision=revision
+    ).max_position_embeddings
+    options = {"model": pair.target, "max_model_len": min(context, LONGEST_TEXT)}
+    options |= {"revision": revision} if revision else {}
+    if about.get("quantization") == "fp8":
+        options["quantization"] = "fp8"
+    if about.get("spread") == "layers":  # here every layer is divided
+        options["tensor_parallel_size"] = torch.cuda.device_count()
+    return options
 
 
 def vllm_options(spec: Spec, pair: Pair, heads: Mapping[str, str]) -> dict[str, Any]:

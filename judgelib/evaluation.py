@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -92,15 +92,25 @@ def _generator(question: Question, seed: int) -> torch.Generator:
 
 @dataclass(frozen=True)
 class Pair:
-    """Whose answers: hub ids or paths, the precision, and where they run."""
+    """Whose answers: hub ids or paths, the precision, and where they run.
+
+    `target_options` and `draft_options` are further arguments of `models.load_model`; `slots`
+    questions are answered side by side, on which no answer depends.
+    """
 
     target: str
     draft: str
     dtype: str = "float32"
     device: str = "cpu"
+    target_options: Mapping[str, Any] = field(default_factory=dict)
+    draft_options: Mapping[str, Any] = field(default_factory=dict)
+    slots: int = 64
 
     def load(self) -> tuple[LanguageModel, LanguageModel]:
-        return load_pair(self.target, self.draft, dtype=self.dtype, device=self.device)
+        return load_pair(
+            self.target, self.draft, dtype=self.dtype, device=self.device,
+            target_options=self.target_options, draft_options=self.draft_options,
+        )  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -113,6 +123,7 @@ class Cell:
         seed: of the questions and of whatever is random.
         prefix: tokens of every answer that are verified strictly.
         first: questions of the split that come before this cell's.
+        max_new_tokens: the longest answer.
     """
 
     rule: str
@@ -125,6 +136,7 @@ class Cell:
     temperature: float = 0.0
     prefix: int = 0
     first: int = 0
+    max_new_tokens: int = MAX_NEW_TOKENS
 
     @property
     def shards(self) -> list[Cell]:
@@ -153,8 +165,9 @@ def evaluate(
         heads: the judges' heads by name, saved.
         folder: where finished cells are kept, in a file of their own for these models, heads and
             code. A run that was killed loses the cells it was at.
-        workers: processes; None: one a core on a CPU, one in all on a GPU. 1 stays in this process.
-            ENGINE=ray has the cluster's instead.
+        workers: processes; None: what the environment variable JUDGELIB_WORKERS says, else one a
+            core on a CPU, one in all on a GPU. 1 stays in this process. ENGINE=ray has the
+            cluster's instead.
 
     Returns:
         One row an answer, in the order of the cells: rule, setting, window, temperature, prefix,
@@ -270,10 +283,11 @@ class Bench:
         questions = drawn[cell.first :]
         target, draft = self.models
         if cell.rule == DRAFT:
-            return _alone(draft, task, questions)
+            return _alone(draft, task, questions, cell.max_new_tokens, self.pair.slots)
         texts = decode(
             target, ModelDrafter(draft), self._rule(cell), questions,
             window=cell.window, temperature=cell.temperature, seed=cell.seed,
+            max_new_tokens=cell.max_new_tokens, slots=self.pair.slots,
         )  # fmt: skip
         words = [target.tokenizer.decode(text.ids, skip_special_tokens=True) for text in texts]
         return {
@@ -288,9 +302,11 @@ class Bench:
         }
 
 
-def _alone(draft: LanguageModel, task: Task, questions: Sequence[Question]) -> dict[str, list[Any]]:
+def _alone(
+    draft: LanguageModel, task: Task, questions: Sequence[Question], longest: int, slots: int
+) -> dict[str, list[Any]]:
     """The draft's own answers; it drafts for nobody."""
-    texts = greedy_texts(draft, questions, max_new_tokens=MAX_NEW_TOKENS, engine=LOCAL)
+    texts = greedy_texts(draft, questions, max_new_tokens=longest, rows=2 * slots, engine=LOCAL)
     lengths = [len(draft.tokenizer(text, add_special_tokens=False).input_ids) for text in texts]
     none = [0] * len(texts)
     return {
@@ -328,6 +344,11 @@ class Setup:
 
 
 def _workers(bench: Bench) -> int:
+    named = os.environ.get("JUDGELIB_WORKERS", "")
+    if named:
+        if not named.isdigit() or named == "0":
+            raise ValueError(f"JUDGELIB_WORKERS is a number of processes, got {named!r}")
+        return int(named)
     on_gpu = bench.models[0].device.type != "cpu"
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     return 1 if on_gpu else cores or 1
@@ -345,6 +366,8 @@ class Panel:
     tasks: tuple[tuple[Task, tuple[Question, ...]], ...]
     target_right: np.ndarray
     window: int
+    max_new_tokens: int = MAX_NEW_TOKENS
+    slots: int = 64
 
     @classmethod
     def draw(
@@ -357,20 +380,29 @@ class Panel:
         *,
         seed: int = 0,
         window: int = 16,
+        max_new_tokens: int = MAX_NEW_TOKENS,
+        slots: int = 64,
     ) -> Panel:
         """`count` questions of a split for each task, first answered strictly."""
         loaded = [load_task(name) for name in tasks]
         asked = tuple((task, tuple(task.questions(split, count, seed=seed))) for task in loaded)
-        blank = cls(target, drafter, asked, np.array([]), window)
-        right = blank.right(Match())
-        return cls(target, drafter, asked, right, window)
+        blank = cls(target, drafter, asked, np.array([]), window, max_new_tokens, slots)
+        return replace(blank, target_right=blank.right(Match()))
 
     def generations(self, rule: Rule) -> list[Generation]:
         """Every question decoded with a rule, in order."""
         return [
             text
             for _, questions in self.tasks
-            for text in decode(self.target, self.drafter, rule, questions, window=self.window)
+            for text in decode(
+                self.target,
+                self.drafter,
+                rule,
+                questions,
+                window=self.window,
+                max_new_tokens=self.max_new_tokens,
+                slots=self.slots,
+            )
         ]
 
     def right(self, rule: Rule) -> np.ndarray:

@@ -20,11 +20,13 @@ from judgelib.evaluation import Panel
 from judgelib.features import Examples, extract, joined
 from judgelib.head import JudgeHead
 from judgelib.labelling import load_split
-from judgelib.labels import Labelled
-from judgelib.models import LanguageModel, load_pair
+from judgelib.labels import UNACCEPTABLE, Labelled
+from judgelib.models import LanguageModel
 from judgelib.profiles import Profile
+from judgelib.quality import pair_of
 from judgelib.results import results_dir
 from judgelib.rules import Judge, Match
+from judgelib.tasks import having
 from judgelib.thresholds import FIXED, Certificate, at_recall, certify
 
 CANDIDATES = (0.999, 0.99, 0.98, 0.95, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1, 0.05)
@@ -43,8 +45,7 @@ class Study:
 
     @classmethod
     def of(cls, profile: Profile) -> Study:
-        pair = load_pair(profile.model("target"), profile.model("draft"), dtype=profile.dtype)
-        return cls(profile, *pair)
+        return cls(profile, *pair_of(profile).load())
 
     def labels(self, source: str, split: str) -> list[Labelled]:
         """The labels of one source and split."""
@@ -77,10 +78,14 @@ def annotated_head(study: Study, *, widths: Sequence[int] = (), seed: int = 0) -
 
 
 def mined_head(study: Study, *, recall: float = 0.9, seed: int = 0) -> training.Fit:
-    """AutoJudge's head; its threshold finds `recall` of the important tokens of validation."""
+    """AutoJudge's head; its threshold finds `recall` of the important tokens of validation, and is
+    0.5 where validation has none."""
     config = training.config_for(study.target, study.draft, "mined")
     fit = training.fit_mined(study.examples("mined", "train"), config, seed=seed)
     held_out = study.examples("mined", "validation")
+    if UNACCEPTABLE not in held_out.labels:
+        words = f"fixed: none of {_questions(held_out)} validation questions has an important token"
+        return fit._replace(head=fit.head.with_threshold(FIXED, words))
     threshold = at_recall(training.probabilities(fit.head, held_out), held_out.labels, recall)
     words = (
         f"finds {recall:.0%} of the important tokens of {_questions(held_out)} validation questions"
@@ -138,8 +143,8 @@ class Probes:
 
 
 def probe_layers(study: Study, *, questions: int, resamples: int = 200, seed: int = 0) -> Probes:
-    """Fit the annotated head's kind of probe on every layer, from a part of the questions."""
-    spots = [f"layer_{n}" for n in range(1, study.target.layers + 1)] + ["post_norm"]
+    """Fit the annotated head's kind of probe on some layers, from a part of the questions."""
+    spots = [f"layer_{n}" for n in depths(study.target.layers)] + ["post_norm"]
     some = first_questions(study.labels("annotated", "train"), questions)
     train = extract(some, study.target, spots=spots)
     test = extract(
@@ -154,6 +159,16 @@ def probe_layers(study: Study, *, questions: int, resamples: int = 200, seed: in
         found = curves.auc_with_interval(test, scores, resamples=resamples, seed=seed)
         aucs.append(found.assign(spot=spot))
     return Probes(pd.concat(rows, ignore_index=True), pd.concat(aucs, ignore_index=True))
+
+
+def depths(layers: int, most: int = 8) -> list[int]:
+    """At most so many layers, evenly spread: the states of all would not fit into memory.
+
+    >>> depths(8), depths(80)
+    ([1, 2, 3, 4, 5, 6, 7, 8], [10, 20, 30, 40, 50, 60, 70, 80])
+    """
+    count = min(most, layers)
+    return [round(layers * (number + 1) / count) for number in range(count)]
 
 
 def first_questions(rows: Sequence[Labelled], count: int) -> list[Labelled]:
@@ -174,7 +189,10 @@ def validation_panel(
 ) -> Panel:
     """Validation questions of all tasks, answered by the target alone."""
     drafter = ModelDrafter(study.draft)
-    return Panel.draw(study.target, drafter, tasks, "validation", prompts, seed=seed, window=window)
+    return Panel.draw(
+        study.target, drafter, having(tasks, "validation"), "validation", prompts,
+        seed=seed, window=window, **study.profile.limits("slots"),
+    )  # fmt: skip
 
 
 def certified(

@@ -12,13 +12,15 @@ from pathlib import Path
 import pandas as pd
 
 from judgelib import labels, mining, tokencourt
+from judgelib.annotation import load_items, merge, save_items, spans
 from judgelib.figures import with_wilson
 from judgelib.labels import Labelled, load_labels, save_labels
-from judgelib.models import LanguageModel, load_model, load_pair
+from judgelib.models import LanguageModel, load_model
 from judgelib.profiles import Profile
+from judgelib.quality import pair_of
 from judgelib.results import results_dir, sha256
 from judgelib.steps import code_fingerprint
-from judgelib.tasks import Task, load_task
+from judgelib.tasks import Annotated, Task, load_task
 
 SPLITS = ("train", "validation", "test")
 
@@ -41,7 +43,10 @@ def load_split(profile: str, source: str, split: str) -> list[Labelled]:
 def annotate(
     profile: Profile, tasks: Sequence[str], questions: Mapping[str, int], *, seed: int = 0
 ) -> pd.DataFrame:
-    """The oracle annotates a right and up to two wrong answers of the draft to each question.
+    """A right and up to two wrong answers of the draft to each question, annotated.
+
+    The annotator is the task's oracle; where a task has none, people whose decisions lie in
+    `annotations_path`; without those the target itself (`tokencourt.recovery_labels`).
 
     Args:
         questions: split -> questions of each task.
@@ -49,16 +54,65 @@ def annotate(
     Returns:
         The table `labels_summary` of all splits; the labels are saved under `labels_path`.
     """
-    author = load_model(profile.model("draft"), dtype=profile.dtype)
+    author = load_model(profile.model("draft"), **profile.loading("draft"))
     found: dict[str, list[Labelled]] = {}
     for split, count in questions.items():
         for name in tasks:
             task = load_task(name)
             answers = tokencourt.court(
-                author, task, task.questions(split, count, seed=seed), wrong=2, seed=seed
-            )
-            found.setdefault(split, []).extend(tokencourt.oracle_labels(task, answers, author))
+                author, task, task.questions(split, count, seed=seed), wrong=2, seed=seed,
+                **profile.limits("rows"),
+            )  # fmt: skip
+            rows = _annotated(profile, task, split, answers, author)
+            found.setdefault(split, []).extend(rows)
     return _saved(profile, "annotated", found)
+
+
+def annotations_path(profile: str, task: str, split: str) -> Path:
+    """The folder in which annotators' decisions are looked for, beside the `items.jsonl` that they
+    were given (`judgelib.annotation`)."""
+    return results_dir(profile) / "annotation" / f"{task}_{split}"
+
+
+def annotators(profile: Profile, tasks: Sequence[str]) -> pd.DataFrame:
+    """Who annotates the answers to each task's questions: columns task, annotator."""
+    rows = []
+    for name in tasks:
+        by_people = any(_decided(profile, name, split) for split in SPLITS)
+        who = (
+            "the oracle: the first character at which no right solution begins"
+            if isinstance(load_task(name), Annotated)
+            else "people" if by_people
+            else "the target: the first token from which it no longer gets to a right answer"
+        )  # fmt: skip
+        rows.append({"task": name, "annotator": who})
+    return pd.DataFrame(rows)
+
+
+def _annotated(
+    profile: Profile,
+    task: Task,
+    split: str,
+    answers: Sequence[tokencourt.Answer],
+    author: LanguageModel,
+) -> list[Labelled]:
+    if isinstance(task, Annotated):
+        return tokencourt.oracle_labels(task, answers, author)
+    folder = annotations_path(profile.name, task.name, split)
+    if decided := _decided(profile, task.name, split):
+        items = load_items(folder / "items.jsonl")
+        merged = merge(decided)
+        marked = [span for who in merged.values() for span in spans(items, who)]
+        return tokencourt.labels_of(marked)
+    save_items(tokencourt.items(task, answers, author), folder / "items.jsonl")
+    target = load_model(profile.model("target"), **profile.loading("target"))
+    return tokencourt.recovery_labels(task, answers, author, target, **profile.limits("rows"))
+
+
+def _decided(profile: Profile, task: str, split: str) -> list[Path]:
+    """Annotators' files of one task and split."""
+    folder = annotations_path(profile.name, task, split)
+    return [path for path in sorted(folder.glob("*.jsonl")) if path.name != "items.jsonl"]
 
 
 def mine(
@@ -72,27 +126,26 @@ def mine(
     Returns:
         The table `labels_summary` of all splits, and the cost of each question (`Mined.costs`).
     """
-    target, draft = load_pair(profile.model("target"), profile.model("draft"), dtype=profile.dtype)
+    target, draft = pair_of(profile).load()
+    limits = {"max_new_tokens": mining.MAX_NEW_TOKENS, **profile.limits("slots")}
     found: dict[str, list[Labelled]] = {}
     costs = []
     for split, count in questions.items():
         for name in tasks:
             task = load_task(name)
             drawn = task.questions(split, count, seed=seed)
-            journal = _journal(profile, target, draft, task, split)
-            mined = mining.mine(target, draft, task, drawn, journal)
+            settings = mining.Settings.of(target, draft, task, limits["max_new_tokens"])
+            journal = _journal(profile, settings, split)
+            mined = mining.mine(target, draft, task, drawn, journal, **limits)
             found.setdefault(split, []).extend(mined.rows)
             costs.append(mined.costs().assign(split=split))
     return _saved(profile, "mined", found), pd.concat(costs, ignore_index=True)
 
 
-def _journal(
-    profile: Profile, target: LanguageModel, draft: LanguageModel, task: Task, split: str
-) -> Path:
+def _journal(profile: Profile, settings: mining.Settings, split: str) -> Path:
     """A file of its own for these models and this code, which decides what an answer is."""
-    settings = mining.Settings.of(target, draft, task, mining.MAX_NEW_TOKENS)
     digest = sha256(f"{settings} {code_fingerprint()}".encode())[:8]
-    return results_dir(profile.name) / "mining" / f"{task.name}_{split}_{digest}.jsonl"
+    return results_dir(profile.name) / "mining" / f"{settings.task}_{split}_{digest}.jsonl"
 
 
 def typical(rows: Sequence[Labelled]) -> list[Labelled]:

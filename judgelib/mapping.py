@@ -14,9 +14,9 @@ from __future__ import annotations
 
 import multiprocessing
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Protocol
@@ -182,6 +182,7 @@ class Source:
     dtype: str
     device: str
     fingerprint: str
+    template: Mapping[str, Any] = field(default_factory=dict)
 
     @classmethod
     def of(cls, model: LanguageModel) -> Source:
@@ -189,11 +190,20 @@ class Source:
         name = str(place.resolve()) if place.is_dir() else model.name
         dtype = str(model.dtype).removeprefix("torch.")
         revision = getattr(model.config, "_commit_hash", None)
-        return cls(name, revision, dtype, model.device.type, model.fingerprint)
+        if getattr(model.config, "quantization_config", None) is not None:
+            raise ValueError(
+                f"a worker loads models as they are stored, but {model.name} was quantized while "
+                "loading: run it with ENGINE=local, or store it quantized"
+            )
+        template = getattr(model.tokenizer, "template_options", {})
+        return cls(name, revision, dtype, model.device.type, model.fingerprint, template)
 
     def load(self) -> LanguageModel:
         """The model; ValueError if other weights lie there."""
-        model = load_model(self.name, revision=self.revision, dtype=self.dtype, device=self.device)
+        model = load_model(
+            self.name, revision=self.revision, dtype=self.dtype, device=self.device,
+            template=self.template,
+        )  # fmt: skip
         if model.fingerprint != self.fingerprint:
             raise ValueError(
                 f"expected the weights {self.fingerprint} at {self.name}, found "

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import hashlib
 import inspect
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+import json
+import weakref
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -20,6 +22,8 @@ from judgelib.attention import GROUPED, register
 from judgelib.cache import RowCache
 
 FEATURES = ("post_norm", "pre_norm")
+QUANTIZATIONS = ("none", "fp8", "int8")
+SPREADS = ("none", "layers", "tensor")
 _WEIGHTS = ("*.safetensors", "*.safetensors.index.json")
 
 
@@ -78,6 +82,13 @@ class LanguageModel:
         return () if found is None else (int(found),)
 
     @property
+    def end_id(self) -> int | None:
+        """The one of `eos_ids` that ends an answer in a chat: the tokenizer's own (of Llama 3 it is
+        the last of three), else the first."""
+        own = self.tokenizer.eos_token_id
+        return own if own in self.eos_ids else next(iter(self.eos_ids), None)
+
+    @property
     def fingerprint(self) -> str:
         """16 hex digits of a sample of every weight: the same for the same weights, wherever they
         lie and in whatever precision they were loaded."""
@@ -122,10 +133,14 @@ class LanguageModel:
         inputs = self._place_one(cache, ids) if one else self._place_many(cache, ids, pads)
         if hidden is None or hidden == "post_norm":
             logits, states = self._forward(inputs, rows)
-            return Read(logits, states if hidden else None)
+            return self._here(logits, states if hidden else None)
         with self._listening([hidden]) as heard:
             logits, _ = self._forward(inputs, rows)
-        return Read(logits, heard[hidden][:, -rows:])
+        return self._here(logits, heard[hidden][:, -rows:])
+
+    def _here(self, logits: Tensor, hidden: Tensor | None) -> Read:
+        """On the model's first device, where layers are spread over several."""
+        return Read(logits.to(self.device), hidden if hidden is None else hidden.to(self.device))
 
     @torch.inference_mode()
     def states(
@@ -168,7 +183,7 @@ class LanguageModel:
     def output_logits(self, states: Tensor) -> Tensor:
         """Logits (..., V) of post-norm states (..., D), before any cap or scale of the model's."""
         logits: Tensor = self._head(states)
-        return logits
+        return logits.to(self.device)
 
     @contextmanager
     def _listening(self, spots: Sequence[str]) -> Iterator[dict[str, Tensor]]:
@@ -281,26 +296,96 @@ def load_model(
     revision: str | None = None,
     dtype: str | torch.dtype = "auto",
     device: str | torch.device = "cpu",
+    quantization: str = "none",
+    spread: str = "none",
+    template: Mapping[str, Any] | None = None,
+    shared: bool = False,
 ) -> LanguageModel:
     """Load a causal LM and its tokenizer from a folder or from the hub (safetensors only).
 
+    Args:
+        revision: of the hub: a commit or a branch.
+        quantization: of the layers' matrices while loading: "fp8" (transformers' fine-grained FP8;
+            GPUs from Ada and Hopper on, package `kernels`) or "int8" (package `bitsandbytes`).
+        spread: over several devices: "layers" deals whole layers out to this process's GPUs,
+            "tensor" divides every layer among the processes that `torchrun` started.
+        template: options of the tokenizer's chat template, such as {"enable_thinking": False}.
+        shared: a model that this process has already loaded in the same way, and still holds, is
+            used again.
+
     Raises:
-        ValueError: no weights there (says the command that makes them), or not a causal LM.
+        ValueError: no weights there (says the command that makes them), not a causal LM, or an
+            unknown quantization or spread.
     """
+    name = str(path_or_id)
+    _check_weights(name)
+    _check_placement(quantization, spread, device)
+    key = json.dumps([name, revision, str(dtype), str(device), quantization, spread, template])
+    if shared and key in _held:
+        return _held[key]
+    _check_causal(name, revision)
+    made = _loaded(name, revision, dtype, device, quantization, spread)
+    made.tokenizer.template_options = dict(template or {})
+    if shared:
+        _held[key] = made
+    return made
+
+
+_held: weakref.WeakValueDictionary[str, LanguageModel] = weakref.WeakValueDictionary()
+
+
+def _loaded(
+    name: str, revision: str | None, dtype: Any, device: Any, quantization: str, spread: str
+) -> LanguageModel:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    name = str(path_or_id)
-    check_source(name, revision)
     tokenizer = AutoTokenizer.from_pretrained(name, revision=revision)
-    with _quiet_if(Path(name).is_dir()):
+    placed = _placement(quantization, spread, device)
+    # Bars for downloads only: reading a folder takes no time, and a notebook keeps what is printed.
+    with quiet() if Path(name).is_dir() else nullcontext():
         model = AutoModelForCausalLM.from_pretrained(
             name,
             revision=revision,
             dtype=dtype,
             use_safetensors=True,
             attn_implementation=register(),
+            **placed,
         )
-    return LanguageModel(model.to(device), tokenizer, name)
+    return LanguageModel(model if placed else model.to(device), tokenizer, name)
+
+
+def _check_placement(quantization: str, spread: str, device: Any) -> None:
+    if quantization not in QUANTIZATIONS:
+        raise ValueError(
+            f"expected a quantization of {', '.join(QUANTIZATIONS)}, got {quantization!r}"
+        )
+    if spread not in SPREADS:
+        raise ValueError(f"expected a spread of {', '.join(SPREADS)}, got {spread!r}")
+    if quantization != "none" and torch.device(device).type == "cpu":
+        raise ValueError(f"{quantization} weights need a GPU; on a CPU load without quantization")
+
+
+def _placement(quantization: str, spread: str, device: Any) -> dict[str, Any]:
+    """Arguments of `from_pretrained` for weights that cannot simply be moved once they are read."""
+    options: dict[str, Any] = {}
+    if quantization != "none":
+        options |= {"quantization_config": _quantizer(quantization), "device_map": {"": device}}
+    if spread == "layers":
+        options["device_map"] = "balanced"
+    if spread == "tensor":
+        from transformers.distributed import DistributedConfig
+
+        options.pop("device_map", None)
+        options["distributed_config"] = DistributedConfig(tp_plan="auto")
+    return options
+
+
+def _quantizer(quantization: str) -> Any:
+    from transformers import BitsAndBytesConfig, FineGrainedFP8Config
+
+    return (
+        FineGrainedFP8Config() if quantization == "fp8" else BitsAndBytesConfig(load_in_8bit=True)
+    )
 
 
 def load_pair(
@@ -311,13 +396,14 @@ def load_pair(
     draft_revision: str | None = None,
     dtype: str | torch.dtype = "auto",
     device: str | torch.device = "cpu",
+    target_options: Mapping[str, Any] | None = None,
+    draft_options: Mapping[str, Any] | None = None,
 ) -> tuple[LanguageModel, LanguageModel]:
-    """Load a target and a draft and check that they fit together (see `load_model` and
-    `check_pair`)."""
-    pair = (
-        load_model(target, revision=target_revision, dtype=dtype, device=device),
-        load_model(draft, revision=draft_revision, dtype=dtype, device=device),
-    )
+    """Load a target and a draft and check that they fit together (see `load_model`, whose other
+    arguments go into `target_options` and `draft_options`, and `check_pair`)."""
+    ours = {"revision": target_revision, "dtype": dtype, "device": device, **(target_options or {})}
+    theirs = {"revision": draft_revision, "dtype": dtype, "device": device, **(draft_options or {})}
+    pair = load_model(target, **ours), load_model(draft, **theirs)
     check_pair(*pair)
     return pair
 
@@ -371,18 +457,16 @@ def _vocabulary_difference(
 
 
 @contextmanager
-def _quiet_if(local: bool) -> Iterator[None]:
-    """Show progress bars for downloads only: reading a folder takes no time, and a notebook keeps
-    what is printed."""
+def quiet() -> Iterator[None]:
+    """Without transformers' progress bars."""
     from transformers.utils import logging
 
     shown = logging.is_progress_bar_enabled()
-    if local:
-        logging.disable_progress_bar()
+    logging.disable_progress_bar()
     try:
         yield
     finally:
-        if local and shown:
+        if shown:
             logging.enable_progress_bar()
 
 
@@ -469,7 +553,7 @@ def _head_is_plain(model: LanguageModel) -> bool:
     try:
         with torch.inference_mode():
             logits = model.model(torch.zeros(1, 1, dtype=torch.long, device=model.device)).logits
-            return torch.equal(logits, model._head(seen[0]))
+            return torch.equal(logits, model._head(seen[0]).to(logits.device))
     finally:
         hook.remove()
 

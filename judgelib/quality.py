@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
@@ -18,7 +19,7 @@ from judgelib.head import JudgeHead
 from judgelib.profiles import Profile
 from judgelib.results import results_dir, write_files
 from judgelib.rulebook import FLOORED, JUDGE, STRICT
-from judgelib.tasks import Question, load_task
+from judgelib.tasks import Question, having, load_task
 
 USUAL_QUIET = 6.0
 """FLy's own setting, which is tried whatever validation says."""
@@ -63,12 +64,13 @@ def answers(
     seed: int,
     workers: int | None = None,
 ) -> pd.DataFrame:
-    """`evaluate` on `prompts` questions of each task: the points, strict and the draft alone."""
+    """`evaluate` on `prompts` questions of each task that has such a split: the points, strict and
+    the draft alone."""
     known = heads(profile)
     cells = [
-        Cell(rule, setting, task, split, prompts, seed, window)
+        Cell(rule, setting, task, split, prompts, seed, window, **longest(profile))
         for rule, setting in dict.fromkeys([(STRICT, 0.0), (DRAFT, 0.0), *points])
-        for task in tasks
+        for task in having(tasks, split)
     ]
     folder = results_dir(profile.name) / "evaluation"
     return evaluate(pair_of(profile), cells, known, folder=folder, workers=workers)
@@ -99,16 +101,21 @@ def telling_question(
 
 def save_answers(answers: pd.DataFrame, profile: str, name: str) -> Path:
     """Keep single answers, from which claims are computed, beside the tables."""
-    path = results_dir(profile) / "answers" / f"{name}.parquet"
+    path = answers_path(profile, name)
     payload = io.BytesIO()
     answers.to_parquet(payload, index=False)
     write_files({path: payload.getvalue()})
     return path
 
 
+def answers_path(profile: str, name: str) -> Path:
+    """Where `save_answers` keeps them."""
+    return results_dir(profile) / "answers" / f"{name}.parquet"
+
+
 def load_answers(profile: str, name: str) -> pd.DataFrame:
     """Inverse of `save_answers`; ValueError if there are none."""
-    path = results_dir(profile) / "answers" / f"{name}.parquet"
+    path = answers_path(profile, name)
     if not path.is_file():
         raise ValueError(
             f"expected answers in {path}: `make reproduce PROFILE={profile}` saves them"
@@ -117,8 +124,20 @@ def load_answers(profile: str, name: str) -> pd.DataFrame:
 
 
 def pair_of(profile: Profile) -> Pair:
-    """The target and the draft of a profile."""
-    return Pair(profile.model("target"), profile.model("draft"), profile.dtype)
+    """The target and the draft of a profile, as it loads them."""
+    target, draft = (dict(profile.loading(role)) for role in ("target", "draft"))
+    places = [about.pop("device", "cpu") for about in (target, draft)]
+    dtypes = [about.pop("dtype") for about in (target, draft)]
+    return Pair(
+        profile.model("target"), profile.model("draft"), dtypes[0], places[0], target, draft,
+        profile.answers.get("side_by_side", 64),
+    )  # fmt: skip
+
+
+def longest(profile: Profile) -> dict[str, Any]:
+    """The profile's longest answer, as an argument; nothing where it leaves that to the package."""
+    limits = profile.limits("slots").items()
+    return {name: value for name, value in limits if name == "max_new_tokens"}
 
 
 def operating_points(profile: Profile, validation: pd.DataFrame) -> pd.DataFrame:

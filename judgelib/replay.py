@@ -297,12 +297,12 @@ def record(
     """
     from judgelib.drafting import ModelDrafter
     from judgelib.evaluation import decode
-    from judgelib.models import load_pair
     from judgelib.profiles import load_profile
+    from judgelib.quality import pair_of
     from judgelib.tasks import load_task
 
     known = load_profile(profile)
-    target, draft = load_pair(known.model("target"), known.model("draft"), dtype=known.dtype)
+    target, draft = pair_of(known).load()
     each = -(-prompts // len(TASKS))
     questions = [load_task(task).questions("validation", each) for task in TASKS]
     chosen = [one for turn in zip(*questions, strict=True) for one in turn][:prompts]

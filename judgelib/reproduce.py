@@ -25,7 +25,7 @@ from typing import Any
 
 import papermill
 
-from judgelib import mapping, notebooks
+from judgelib import mapping, notebooks, preflight
 from judgelib.profiles import Profile, load_profile
 from judgelib.results import figures_dir, project_root, results_dir, write_files
 from judgelib.steps import (
@@ -44,15 +44,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Command line; returns 0 if all is complete, 1 for a failed notebook, 2 for bad input."""
     options = parser().parse_args(arguments)
     try:
-        profile = load_profile(options.profile)
+        profile = load_profile(options.profile, download=options.download)
         if options.clean:
             return clean(profile)
         mapping.engine()  # refuses an engine that is not there
         steps = plan(profile)
         chosen = select(steps, options.notebook)
+        preflight.clear(profile)
         if options.write_back:
             refuse_other_defaults(chosen)
-        code = run(profile, steps, chosen, force=options.force)
+        offline = {"HF_HUB_OFFLINE": "1"} if profile.hub_models and not profile.download else {}
+        with environment(**offline):
+            code = run(profile, steps, chosen, force=options.force)
         if code == 0 and options.write_back:
             write_back(chosen)
     except (ValueError, OSError) as error:
@@ -66,6 +69,9 @@ def parser() -> argparse.ArgumentParser:
     options = argparse.ArgumentParser(prog="judgelib.reproduce", description=summary())
     options.add_argument("--profile", default="sandbox", help="which models, tasks and sizes")
     options.add_argument("--notebook", action="append", help="only this one (may be repeated)")
+    options.add_argument(
+        "--download", action="store_true", help="let weights and datasets be fetched from the hub"
+    )
     options.add_argument("--force", action="store_true", help="run even what is complete")
     options.add_argument(
         "--write-back", action="store_true", help="put the outputs into notebooks/, to be committed"
@@ -184,7 +190,8 @@ def execute(step: Step) -> None:
 
     In the folder of the source, as JupyterLab would, with a kernel of this very Python.
     """
-    with environment(TQDM_DISABLE="1", HF_HUB_DISABLE_PROGRESS_BARS="1"):
+    quiet = {"HF_HUB_DISABLE_PROGRESS_BARS": "1", "HF_DATASETS_DISABLE_PROGRESS_BARS": "1"}
+    with environment(TQDM_DISABLE="1", **quiet):
         papermill.execute_notebook(
             step.path,
             step.running,

@@ -32,10 +32,11 @@ from judgelib.engines import (
 from judgelib.estimates import Estimate, estimate
 from judgelib.evaluation import Panel
 from judgelib.profiles import Profile
-from judgelib.quality import heads, pair_of
+from judgelib.quality import heads, longest, pair_of
 from judgelib.replay import Pattern, pattern_of
 from judgelib.rulebook import JUDGE_SETTINGS, STRICT
 from judgelib.speed_model import predict
+from judgelib.tasks import having
 from judgelib.thresholds import Certificate, certify
 from judgelib.timing import ROUND, Passes, passes, phases, rounds, speeds
 
@@ -49,7 +50,8 @@ MIXTURE = 0.5
 
 def kit(profile: Profile, *, tokens: int = 256) -> Kit:
     """A profile's models, and the heads that it saved."""
-    return Kit(pair_of(profile), heads(profile), tokens=tokens)
+    longest_text = longest(profile).get("max_new_tokens", tokens)
+    return Kit(pair_of(profile), heads(profile), tokens=longest_text)
 
 
 def certified(
@@ -60,8 +62,9 @@ def certified(
     `alpha` of validation questions, by real decoding (see `thresholds.certify`)."""
     target, draft = made.models
     panel = Panel.draw(
-        target, ModelDrafter(draft), tasks, "validation", prompts, seed=seed, window=window
-    )
+        target, ModelDrafter(draft), having(tasks, "validation"), "validation", prompts,
+        seed=seed, window=window, max_new_tokens=made.tokens, slots=made.pair.slots,
+    )  # fmt: skip
 
     def losses(threshold: float) -> np.ndarray:
         return panel.losses(rulebook.build(JUDGE, threshold, made.heads))
@@ -131,7 +134,12 @@ def best_windows(table: pd.DataFrame) -> dict[tuple[str, str], int]:
 
 
 def lineup(
-    best: dict[tuple[str, str], int], threshold: float, *, common: int, batch: int
+    best: dict[tuple[str, str], int],
+    threshold: float,
+    *,
+    common: int,
+    batch: int,
+    vllm: bool = True,
 ) -> list[Spec]:
     """All engines of one comparison.
 
@@ -140,6 +148,7 @@ def lineup(
         threshold: of the judge.
         common: the window at which strict verification is compared with transformers'.
         batch: texts side by side in the second half.
+        vllm: whether vLLM takes part, where it is installed.
     """
 
     def window(engine: str, rule: str) -> int:
@@ -155,7 +164,7 @@ def lineup(
         ]
 
     unplugged = Spec(UNPLUGGED, STRICT, 0.0, window(VLLM, STRICT))
-    served = [*rules(VLLM), unplugged, *rules(VLLM, batch)] if has_vllm() else []
+    served = [*rules(VLLM), unplugged, *rules(VLLM, batch)] if vllm and has_vllm() else []
     every = [
         Spec(GENERATE, PLAIN),
         Spec(ASSISTED, STRICT, 0.0, common),
@@ -169,6 +178,20 @@ def lineup(
         *served,
     ]
     return list(dict.fromkeys(every))
+
+
+def vllm_note(vllm: bool) -> str:
+    """Why vLLM's rows are missing; empty if they are not."""
+    if not vllm:
+        return (
+            "This profile leaves vLLM out (window_prompts_vllm is None): its rows are missing, and "
+            "what is said of it below is not measured."
+        )
+    if not has_vllm():
+        return (
+            "vLLM is not installed here, so its rows are missing: `make vllm`, then run this again."
+        )
+    return ""
 
 
 def side_by_side(
@@ -263,14 +286,14 @@ COMPARISONS = {
 
 
 def verdicts(table: pd.DataFrame, windows: pd.DataFrame) -> pd.DataFrame:
-    """Columns comparison, times, low, high: of `COMPARISONS` those whose engines were there."""
+    """Columns comparison, times, low, high: `COMPARISONS`, empty where an engine was not there."""
     rows = []
     for words, names in COMPARISONS.items():
         ours, theirs = (named(table, windows, name) for name in names)
-        if ours and theirs:
-            found = ratio(table, ours, theirs)
-            rows.append({"comparison": words, "times": found.value, "low": found.low,
-                         "high": found.high})  # fmt: skip
+        nothing = Estimate(float("nan"), float("nan"), float("nan"))
+        found = ratio(table, ours, theirs) if ours and theirs else nothing
+        rows.append({"comparison": words, "times": found.value, "low": found.low,
+                     "high": found.high})  # fmt: skip
     return pd.DataFrame(rows)
 
 

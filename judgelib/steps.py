@@ -68,6 +68,7 @@ def dependencies(step: Step, earlier: list[Step], profile: Profile) -> dict[str,
         "notebook": notebooks.fingerprint(notebooks.read(step.path)),
         "code": code_fingerprint(),
         "models": {role: model_fingerprint(profile, role) for role in profile.models},
+        "settings": {**profile.answers, **profile.template, **profile.collected},
         "inputs": {name: file_hash(name) for name in written},
     }
 
@@ -109,13 +110,14 @@ def code_fingerprint() -> str:
 
 
 def model_fingerprint(profile: Profile, role: str) -> list[str]:
-    """Names, sizes and times of a local model's files, as make would compare them; or its hub id.
+    """Names, sizes and times of a local model's files, as make would compare them; or its hub id
+    and how it is loaded.
 
     Contents are not read: for a model of 140 GB that would take longer than the notebook.
     """
     source = profile.model(role)
     if not is_path(source):
-        return [source]
+        return [source, *(f"{key} {value}" for key, value in profile.loading(role).items())]
     files = [*Path(source).glob("*.json"), *Path(source).glob("*.safetensors")]
     stats = [(path.name, path.stat()) for path in sorted(files)]
     return [f"{name} {stat.st_size} {stat.st_mtime_ns}" for name, stat in stats]

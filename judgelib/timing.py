@@ -46,11 +46,12 @@ ROUND = ("engine", "rule", "setting", "draft_length", "batch")
 
 def prompts(model: LanguageModel, tasks: Sequence[str], split: str, count: int) -> list[list[int]]:
     """Questions of several tasks in turn, in the model's chat template."""
-    from judgelib.tasks import load_task
+    from judgelib.tasks import having, load_task
     from judgelib.tasks.base import prompt_ids
 
-    each = -(-count // len(tasks))
-    asked = [load_task(name).questions(split, each) for name in tasks]
+    chosen = having(tasks, split)
+    each = -(-count // len(chosen))
+    asked = [load_task(name).questions(split, each) for name in chosen]
     turns = [question for turn in zip(*asked, strict=True) for question in turn]
     return [prompt_ids(model.tokenizer, question) for question in turns[:count]]
 

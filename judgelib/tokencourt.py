@@ -2,13 +2,15 @@
 
 Judge Decoding (arXiv 2501.19309, section 4) had 500 such pairs annotated by hand and released none.
 `court` makes the pairs for any task and any model. In the sandbox the oracle annotates them
-(`oracle_labels`); elsewhere people do, with `judgelib.annotation` (`items`, `labels_of`).
+(`oracle_labels`); elsewhere people do, with `judgelib.annotation` (`items`, `labels_of`), or where
+there are none, the target itself by its own continuations (`recovery_labels`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -114,6 +116,78 @@ def oracle_labels(task: Task, answers: Sequence[Answer], model: LanguageModel) -
     return rows
 
 
+def recovery_labels(
+    task: Task,
+    answers: Sequence[Answer],
+    author: LanguageModel,
+    target: LanguageModel,
+    *,
+    max_new_tokens: int = 256,
+    rows: int = 128,
+) -> list[Labelled]:
+    """Labels without people: the mistaken token is the first one from which the target, going on
+    greedily, no longer gets to a right answer, where one token earlier it still did.
+
+    It is found by halving, as in OmegaPRM (arXiv 2406.06592), with one continuation in place of
+    several. Right answers need no search. A wrong answer to a question that the target cannot
+    answer either says nothing of where the mistake lies, and is left out.
+
+    Args:
+        author: whose answers, and whose name stands in the labels.
+        max_new_tokens: the longest answer, continuation included.
+        rows: continuations written at once.
+    """
+    wrong = [answer for answer in answers if not answer.right]
+    reach = partial(_reaches, task, target, max_new_tokens, rows)
+    solvable = reach([(answer, 0) for answer in wrong])
+    spans = {
+        id(answer): [0, len(answer.ids)]
+        for answer, can in zip(wrong, solvable, strict=True)
+        if can
+    }  # fmt: skip
+    searched = [answer for answer in wrong if id(answer) in spans]
+    while open_ := [answer for answer in searched if _width(spans[id(answer)]) > 1]:
+        middles = [sum(spans[id(answer)]) // 2 for answer in open_]
+        found = reach(list(zip(open_, middles, strict=True)))
+        for answer, middle, can in zip(open_, middles, found, strict=True):
+            spans[id(answer)][0 if can else 1] = middle
+    return [
+        _labelled(answer, author, None if answer.right else _span(spans[id(answer)]))
+        for answer in answers
+        if answer.right or id(answer) in spans
+    ]
+
+
+def _width(span: Sequence[int]) -> int:
+    return span[1] - span[0]
+
+
+def _span(found: Sequence[int]) -> tuple[int, int]:
+    return found[0], found[1]
+
+
+def _reaches(
+    task: Task,
+    target: LanguageModel,
+    max_new_tokens: int,
+    rows: int,
+    begun: Sequence[tuple[Answer, int]],
+) -> list[bool]:
+    """Whether the target gets to a right answer from the first so many tokens of each answer."""
+    heads = [
+        [*prompt_ids(target.tokenizer, answer.question), *answer.ids[:kept]]
+        for answer, kept in begun
+    ]
+    texts = [""] * len(begun)
+    for chosen in by_length(heads, rows):
+        written = generate(target, [heads[i] for i in chosen], max_new_tokens)
+        for i, ids in zip(chosen, written, strict=True):
+            answer, kept = begun[i]
+            whole = [*answer.ids[:kept], *ids][:max_new_tokens]
+            texts[i] = target.tokenizer.decode(whole, skip_special_tokens=True)
+    return task.score([answer.question for answer, _ in begun], texts)
+
+
 def items(task: Task, answers: Sequence[Answer], model: LanguageModel) -> list[Item]:
     """The same answers for annotators: each with its question and a right answer beside it."""
     right = {answer.question.id: answer for answer in reversed(answers) if answer.right}
@@ -138,13 +212,13 @@ def items(task: Task, answers: Sequence[Answer], model: LanguageModel) -> list[I
     return made
 
 
-def labels_of(spans: Sequence[tuple[Item, int, int | None]]) -> list[Labelled]:
+def labels_of(spans: Sequence[tuple[Item, int | None, int | None]]) -> list[Labelled]:
     """Labels from annotators' decisions (`judgelib.annotation.spans`): the mistaken tokens are
     [start, stop), stop None where all is correct."""
     return [
         annotated(
             item.question_id, item.domain, item.author, item.prompt_ids, item.token_ids,
-            None if stop is None else (start, stop),
+            None if start is None or stop is None else (start, stop),
         )
         for item, start, stop in spans
     ]  # fmt: skip

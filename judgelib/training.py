@@ -30,6 +30,7 @@ from judgelib.thresholds import rates
 
 STRENGTHS = (1e-7, 1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0, 100.0)
 """AutoJudge's sweep of C."""
+SPLITS_TRIED = 50
 
 
 def config_for(
@@ -128,9 +129,7 @@ def fit_mined(
     Raises:
         ValueError: only one of the two labels occurs, here or in the held-out part.
     """
-    apart = split_by_question(examples, held_out, seed)
-    for part in (examples.labels[~apart], examples.labels[apart]):
-        _check_both(part)
+    apart = _split_with_both(examples, held_out, seed)
     hidden = examples.hidden[config.feature]
     mean, scale = _scaler(hidden[torch.from_numpy(~apart)])
     standard = ((hidden - mean) / scale).numpy()
@@ -146,6 +145,26 @@ def fit_mined(
         mean=mean, scale=scale,
     )  # fmt: skip
     return Fit(head, sweep.assign(chosen=sweep.index == best))
+
+
+def _split_with_both(examples: Examples, held_out: float, seed: int) -> np.ndarray:
+    """The first of some splits by question that leaves both labels on both sides: where one label
+    is rare, a split may well not."""
+    for number in range(SPLITS_TRIED):
+        apart = split_by_question(examples, held_out, seed + number)
+        if all(_has_both(part) for part in (examples.labels[~apart], examples.labels[apart])):
+            return apart
+    apart = split_by_question(examples, held_out, seed)
+    for part in (examples.labels[~apart], examples.labels[apart]):
+        _check_both(part)
+    return apart
+
+
+def trainable(examples: Examples) -> bool:
+    """Whether there is enough to train a mined head on: both labels, in two questions or more
+    each."""
+    labels, questions = examples.labels, examples.questions
+    return all(len(set(questions[labels == one])) > 1 for one in (ACCEPTABLE, UNACCEPTABLE))
 
 
 def _logistic(
@@ -218,8 +237,12 @@ def _facts(examples: Examples) -> dict[str, Any]:
     }
 
 
+def _has_both(labels: np.ndarray) -> bool:
+    return set(labels.tolist()) == {ACCEPTABLE, UNACCEPTABLE}
+
+
 def _check_both(labels: np.ndarray) -> None:
-    if set(labels.tolist()) != {ACCEPTABLE, UNACCEPTABLE}:
+    if not _has_both(labels):
         raise ValueError(
             "expected acceptable (1) and unacceptable (0) tokens to learn from, got only "
             f"{sorted(set(labels.tolist()))}; label more questions"

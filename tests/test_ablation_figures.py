@@ -152,8 +152,13 @@ def test_columns_are_asked_for(draw: Any, frame: pd.DataFrame, column: str) -> N
 
 
 @pytest.mark.parametrize(("draw", "frame"), [(probe_figure, probes()), (run_figure, runs())])
-def test_strange_domains_and_no_rows_are_refused(draw: Any, frame: pd.DataFrame) -> None:
+def test_strange_domains_are_refused(draw: Any, frame: pd.DataFrame) -> None:
     with pytest.raises(ValueError, match="no colour for 'law'"):
         draw(frame.replace("math", "law"), "", "")
-    with pytest.raises(ValueError, match="got no row"):
-        draw(frame.iloc[:0], "", "")
+
+
+@pytest.mark.parametrize(("draw", "frame"), [(probe_figure, probes()), (run_figure, runs())])
+def test_a_comparison_that_a_profile_cannot_make_says_so(draw: Any, frame: pd.DataFrame) -> None:
+    (axes,) = draw(frame.iloc[:0], "Without a twin", "").axes
+    assert axes.get_title(loc="left") == "Without a twin"
+    assert axes.texts[0].get_text().startswith("Not measured: this profile has no such model")

@@ -468,6 +468,11 @@ def test_one_process_a_core_or_one_a_gpu(
     monkeypatch.setattr(Pair, "load", lambda _: (Elsewhere(), counters.models()[1]))
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1, 5}, raising=False)
     assert evaluation._workers(Bench(counters.PAIR, {})) == expected
+    monkeypatch.setenv("JUDGELIB_WORKERS", "2")
+    assert evaluation._workers(Bench(counters.PAIR, {})) == 2
+    monkeypatch.setenv("JUDGELIB_WORKERS", "many")
+    with pytest.raises(ValueError, match="a number of processes, got 'many'"):
+        evaluation._workers(Bench(counters.PAIR, {}))
 
 
 def test_progress_is_shown_on_request(

@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 
 from judgelib import claims, labels, quality, results
-from judgelib.claims import METRICS, NOT_MEASURED, Declaration, Measured, declarations
+from judgelib.claims import ABSENT, METRICS, NOT_MEASURED, Declaration, Measured, declarations
 from judgelib.estimates import Estimate
 from judgelib.labelling import labels_path
 
@@ -375,9 +375,11 @@ def test_a_choice_that_found_no_setting_measures_nothing(
         ("accepted_minus_draft", "nobody"),
     ],
 )
-def test_names_that_no_table_knows_are_refused(profile: str, metric: str, of: str) -> None:
-    with pytest.raises(ValueError):
-        METRICS[metric](profile, of)
+def test_what_a_profile_does_not_have_is_not_measured(profile: str, metric: str, of: str) -> None:
+    """No expert, no twin, no such domain or layer: the claim says so instead of failing the run."""
+    assert METRICS[metric](profile, of) is None
+    declared = Declaration("C0", "", "", "", metric, of, at_least=0)
+    assert declared.verdict(None) == ABSENT
 
 
 def test_what_was_never_saved_is_asked_for(profile: str) -> None:

@@ -290,3 +290,35 @@ def test_what_went_wrong_in_the_process_is_said(served: Kit) -> None:
     engine = served.build(Spec(VLLM, draft_length=4))
     with pytest.raises(ValueError, match="vLLM could not run Spec.*RuntimeError: an empty prompt"):
         engine.answer([[]])
+
+
+def test_a_vocabulary_is_padded_without_new_choices() -> None:
+    """Qwen2.5's pair has outputs of two widths, which assisted generation refuses."""
+    model = tiny.language_model().model
+    ids = torch.tensor([[5, 6, 7]])
+    with torch.inference_mode():
+        before = model(ids).logits
+        engines.widen(model, 64)
+        after = model(ids).logits
+    assert after.shape[-1] == model.config.vocab_size == 64
+    assert torch.equal(after[..., : tiny.VOCABULARY], before)
+    padding = after[..., tiny.VOCABULARY :]
+    assert torch.allclose(padding, before[..., -1:].expand_as(padding))
+
+
+def test_a_twin_shares_every_weight_and_nothing_else() -> None:
+    model = tiny.language_model().model
+    other = engines.twin(model)
+    pairs = zip(model.parameters(), other.parameters(), strict=True)
+    assert all(ours is theirs for ours, theirs in pairs)
+    assert other is not model and other.config is not model.config
+    other.set_attn_implementation("eager")
+    assert model.config._attn_implementation == "sdpa"
+
+
+def test_vllm_loads_the_target_as_the_profile_says(kit: Kit) -> None:
+    assert engines.vllm_target(kit.pair) == {"model": kit.pair.target, "max_model_len": 256}
+    loaded = replace(kit.pair, target_options={"revision": "abc", "quantization": "fp8"})
+    assert engines.vllm_target(loaded) == {
+        "model": kit.pair.target, "max_model_len": 256, "revision": "abc", "quantization": "fp8",
+    }  # fmt: skip

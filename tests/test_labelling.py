@@ -33,6 +33,21 @@ def test_labels_lie_by_source_and_split(root: Path) -> None:
     }
 
 
+def test_the_annotator_is_the_oracle_else_people_else_the_target() -> None:
+    profile = load_profile("sandbox")
+
+    def who(task: str) -> str:
+        return str(labelling.annotators(profile, [task])["annotator"].item()).split(":")[0]
+
+    assert (who("sandbox-facts"), who("gsm8k")) == ("the oracle", "the target")
+    folder = labelling.annotations_path("sandbox", "gsm8k", "train")
+    folder.mkdir(parents=True)
+    (folder / "items.jsonl").touch()
+    assert who("gsm8k") == "the target"
+    (folder / "ada.jsonl").touch()
+    assert who("gsm8k") == "people"
+
+
 @pytest.mark.parametrize(("source", "split"), [("mined", "dev"), ("oracle", "train"), ("", "")])
 def test_unknown_sources_and_splits_are_refused(source: str, split: str) -> None:
     with pytest.raises(ValueError, match="source of annotated, mined and a split of train, valid"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import tiny
 import torch
 import transformers
 
+from judgelib import models
 from judgelib.cache import rollback
 from judgelib.decoding import autoregress, speculate, speculate_batch
 from judgelib.drafting import ModelDrafter
@@ -305,3 +307,45 @@ def test_logits_wider_than_the_vocabulary_fit(width: int) -> None:
         eos_ids=(),
     )
     assert len(sampled.ids) == 12
+
+
+# --- placement ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"quantization": "int3"}, "expected a quantization of none, fp8, int8, got 'int3'"),
+        ({"quantization": "fp8"}, "fp8 weights need a GPU; on a CPU load without quantization"),
+        ({"spread": "wide"}, "expected a spread of none, layers, tensor, got 'wide'"),
+    ],
+)
+def test_wrong_placements_are_refused_before_anything_is_read(
+    tmp_path: Path, options: Any, message: str
+) -> None:
+    folder = saved(tiny.language_model(), tmp_path)
+    with pytest.raises(ValueError, match=message):
+        load_model(folder, **options)
+
+
+def test_placements_become_arguments_of_transformers() -> None:
+    assert models._placement("none", "none", "cpu") == {}
+    assert models._placement("none", "layers", "cuda") == {"device_map": "balanced"}
+    eight = models._placement("int8", "none", "cuda")
+    assert eight["quantization_config"].load_in_8bit and eight["device_map"] == {"": "cuda"}
+    both = models._placement("fp8", "layers", "cuda")
+    assert type(both["quantization_config"]).__name__ == "FineGrainedFP8Config"
+    assert both["device_map"] == "balanced"
+    assert models._placement("none", "tensor", "cpu")["distributed_config"].tp_plan == "auto"
+
+
+def test_a_shared_model_is_loaded_once_while_it_is_held(tmp_path: Path) -> None:
+    folder = saved(tiny.language_model(), tmp_path)
+    first = load_model(folder, dtype="float32", shared=True)
+    assert load_model(folder, dtype="float32", shared=True) is first
+    assert load_model(folder, dtype="float32") is not first
+    assert load_model(folder, dtype="bfloat16", shared=True) is not first
+    before = len(models._held)
+    del first
+    gc.collect()
+    assert len(models._held) < before

@@ -42,6 +42,39 @@ def test_the_two_sandbox_profiles_differ_in_sample_sizes_only() -> None:
         assert differing <= SIZES
 
 
+REAL = ("llama-1b-8b", "llama-8b-70b", "llama-8b-405b", "qwen-0.5b-7b", "qwen3-0.6b-8b")
+
+
+@pytest.mark.parametrize("name", REAL)
+def test_real_profiles_pin_their_models_and_fetch_nothing_unasked(name: str) -> None:
+    profile = profiles.load_profile(name)
+    assert set(profile.hub_models) == {"target", "draft"} and not profile.download
+    for role, source in profile.hub_models.items():
+        about = profile.details[role]
+        assert len(about["revision"]) == 40 and int(about["revision"], 16)
+        assert about.get("gated", False) == source.startswith("meta-llama/")
+    assert profiles.load_profile(name, download=True).download
+    plain = profiles.load_profile("sandbox")
+    for notebook, parameters in profile.notebooks.items():
+        assert parameters.keys() == plain.notebooks[notebook].keys()
+    assert "humaneval" not in profile.notebooks["02_labelling"]["tasks"]  # it cannot train
+
+
+def test_how_a_role_is_loaded() -> None:
+    profile = profiles.load_profile("llama-8b-70b")
+    assert profile.loading("target") == {
+        "dtype": "bfloat16", "revision": "1605565b47bb9346c5515c34102e054115b4f98b",
+        "quantization": "fp8", "device": "cuda", "spread": "layers", "shared": True,
+    }  # fmt: skip
+    assert "quantization" not in profile.loading("draft")
+    assert profiles.load_profile("qwen3-0.6b-8b").loading("draft")["template"] == {
+        "enable_thinking": False
+    }
+    assert profiles.load_profile("sandbox").loading("target") == {"dtype": "float32"}
+    assert profile.limits("rows") == {"max_new_tokens": 512, "rows": 16}
+    assert profiles.load_profile("sandbox").limits("rows") == {}
+
+
 @pytest.fixture
 def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The file of a profile `mine` in an otherwise empty project."""
@@ -62,7 +95,24 @@ def test_a_profile_of_ones_own_lies_in_the_project(own: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"modles": {}}, "unknown key 'modles'; allowed are name, models, dtype, notebooks"),
+        ({"modles": {}}, "unknown key 'modles'; allowed are name, models, dtype, notebooks, dev"),
+        ({"models": {"target": {"revision": "main"}, "draft": "a/b"}}, "hub id .* for target"),
+        ({"models": {"target": {"source": "a/b", "sha": "1"}, "draft": "a/c"}}, "key 'sha'; allow"),
+        ({"models": {"target": {"source": "a/b", "revision": 3}, "draft": "a/c"}}, "a commit or a"),
+        (
+            {"models": {"target": {"source": "a/b", "quantization": "int3"}, "draft": "a/c"}},
+            "quantization is one of none, fp8, int8, got 'int3'",
+        ),
+        ({"devices": {"count": -1}}, "count is how many GPUs"),
+        ({"devices": {"count": 1, "accelerator": "abacus"}}, "accelerator is one of H100 SXM"),
+        ({"devices": {"count": 2, "accelerator": "H200 SXM"}}, "need parallel: layers"),
+        (
+            {"devices": {"count": 2, "accelerator": "L40S", "parallel": "tensor"}},
+            "parallel is one of none, layers, got tensor",
+        ),
+        ({"answers": {"max_new_tokens": 0}}, "at least 1 for max_new_tokens"),
+        ({"collected": {"human": "me"}}, "unknown key 'human'; allowed are expert"),
+        ({"download": "please"}, "download: expected true or false, got 'please'"),
         ({"models": {"target": "a/b", "draft": "a/c", "judge": "a/d"}}, "'judge'; allowed are tar"),
         ({"models": {"target": "a/b"}}, "models: missing draft"),
         ({"models": {"target": "a/b", "draft": 3}}, "hub id or a path for draft"),

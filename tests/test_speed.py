@@ -92,8 +92,23 @@ def test_without_vllm_its_rows_are_missing(
     monkeypatch.setattr(speed, "has_vllm", lambda: False)
     specs = speed.lineup(speed.best_windows(windows), 0.3, common=5, batch=16)
     assert not {VLLM, UNPLUGGED} & {spec.engine for spec in specs}
-    found = speed.verdicts(table_of(specs), windows)
-    assert len(found) == len(speed.COMPARISONS) - 3
+    found = speed.verdicts(table_of(specs), windows).set_index("comparison")
+    assert list(found.index[found["times"].isna()]) == [
+        "the judge over strict verification, vLLM", "the judge over plain decoding, vLLM",
+        "vLLM with the plugin over vLLM without it, strict",
+    ]  # fmt: skip
+    assert "not installed here" in speed.vllm_note(True)
+
+
+def test_a_profile_may_leave_vllm_out(
+    windows: pd.DataFrame, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(speed, "has_vllm", lambda: True)
+    best = speed.best_windows(windows)
+    options: dict[str, Any] = {"common": 5, "batch": 16}
+    assert VLLM in {spec.engine for spec in speed.lineup(best, 0.3, **options)}
+    assert VLLM not in {spec.engine for spec in speed.lineup(best, 0.3, **options, vllm=False)}
+    assert speed.vllm_note(True) == "" and "leaves vLLM out" in speed.vllm_note(False)
 
 
 def test_speeds_are_medians_over_rounds(lineup: list[Spec]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from pathlib import Path
 
+import benchmark_fixtures
 import pytest
 from transformers import AutoTokenizer
 
@@ -13,7 +14,7 @@ from judgelib.sandbox.oracle import first_wrong_token
 from judgelib.sandbox.problem import DOMAINS
 from judgelib.sandbox.voices import DRAFT, TARGET
 from judgelib.sandbox.world import problems
-from judgelib.tasks import Annotated, Task, load_task
+from judgelib.tasks import Annotated, Task, having, load_task
 from judgelib.tasks.base import prompt_ids
 
 TOKENIZER = Path(__file__).parents[1] / "data" / "sandbox" / "tokenizer"
@@ -126,3 +127,19 @@ def test_a_prompt_ends_where_the_answer_begins(task: Task) -> None:
     question = task.questions("test", 1)[0]
     ids, start = encode(tokenizer, question.messages[0]["content"], question.reference)
     assert prompt_ids(tokenizer, question) == ids[:start]
+
+
+def test_only_tasks_that_have_a_split_are_asked_for_it() -> None:
+    names = ["gsm8k", "humaneval", "sandbox-math"]
+    assert having(names, "test") == names
+    assert having(names, "validation") == ["gsm8k", "sandbox-math"]
+    with pytest.raises(ValueError, match="none of humaneval has train questions"):
+        having(["humaneval"], "train")
+
+
+def test_a_folder_of_datasets_stands_in_for_the_hub(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("JUDGELIB_DATASETS", str(benchmark_fixtures.FOLDER))
+    assert load_task("mmlu").questions("test", 2)[0].id.startswith("mmlu/test/")
+    monkeypatch.setenv("JUDGELIB_DATASETS", "/nowhere")
+    with pytest.raises(ValueError, match="expected a folder with"):
+        load_task("mmlu").questions("test", 1)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import counters
 import pytest
 import tiny
 import torch
@@ -262,3 +263,22 @@ def test_a_mistake_may_be_several_tokens_and_the_unsure_make_no_labels(
     rows = labels_of(spans([first, second], decided))
     assert [row.labels[:4] for row in rows] == [[1, 0, 0, -1]]
     assert (rows[0].error_start, rows[0].error_stop) == (1, 3)
+
+
+def test_the_target_finds_the_mistake_where_nobody_annotates() -> None:
+    """30 spoils an answer: the target gets to a right one from every beginning before it, and from
+    none behind it. Where the target itself says 30, nothing can be learned."""
+    target, draft = counters.models()
+    asked = toy.questions([[10], [20], [29]])
+    task = toy.HasNot(30, *asked)
+    end = tiny.EOS
+    wrong = tokencourt.Answer(asked[0], (11, 12, 13, 14, 30, 31, end), right=False)
+    first = tokencourt.Answer(asked[1], (30, 31, end), right=False)
+    last = tokencourt.Answer(asked[1], (21, 22, 23, 30), right=False)
+    right = tokencourt.Answer(asked[1], (21, 22, 23, 24, end), right=True)
+    hopeless = tokencourt.Answer(asked[2], (30, end), right=False)
+    answers = [wrong, first, last, right, hopeless]
+    rows = tokencourt.recovery_labels(task, answers, draft, target, max_new_tokens=30)
+    assert [row.error_start for row in rows] == [4, 0, 3, -1]
+    assert rows[0].labels == [1, 1, 1, 1, 0, -1, -1]
+    assert {row.author for row in rows} == {draft.name} and rows[3].labels == [1] * 5

@@ -9,6 +9,6 @@ Real benchmarks load from the hub, load_task("gsm8k"), or from the dataset's own
 load_task("gsm8k", source="path/to/folder").
 """
 
-from judgelib.tasks.base import Annotated, Question, Settling, Task, load_task
+from judgelib.tasks.base import Annotated, Question, Settling, Task, having, load_task
 
-__all__ = ["Annotated", "Question", "Settling", "Task", "load_task"]
+__all__ = ["Annotated", "Question", "Settling", "Task", "having", "load_task"]

@@ -66,9 +66,13 @@ class Settling(Protocol):
 
 
 def prompt_ids(tokenizer: Any, question: Question) -> list[int]:
-    """The question in the tokenizer's chat template, ready for the assistant's turn."""
+    """The question in the tokenizer's chat template, ready for the assistant's turn.
+
+    The template gets the options with which the model was loaded (`models.load_model`).
+    """
+    options: dict[str, Any] = getattr(tokenizer, "template_options", {})
     ids: list[int] = tokenizer.apply_chat_template(
-        list(question.messages), add_generation_prompt=True, return_dict=False
+        list(question.messages), add_generation_prompt=True, return_dict=False, **options
     )
     return ids
 
@@ -77,9 +81,10 @@ def load_task(name: str, *, source: str | os.PathLike[str] | None = None, **opti
     """The task of that name.
 
     A benchmark comes from the hub at a pinned revision, or from `source`: a folder or file of the
-    dataset as published. `options` are the fields of its class (`skip_malformed`, `shots`, ...).
-    A task of one's own is named by its place: "module:attribute", or a file of questions,
-    "mine.jsonl" (see `tasks.own`).
+    dataset as published. Where the environment variable JUDGELIB_DATASETS names a folder,
+    `<folder>/<task>` is its source, and nothing is asked of the hub. `options` are the fields of
+    its class (`skip_malformed`, `shots`, ...). A task of one's own is named by its place:
+    "module:attribute", or a file of questions, "mine.jsonl" (see `tasks.own`).
 
     Raises:
         ValueError: unknown name or option (the message lists the known ones).
@@ -99,7 +104,34 @@ def load_task(name: str, *, source: str | os.PathLike[str] | None = None, **opti
             f".jsonl file of questions), got {name!r}"
         )
     kind = BENCHMARKS[name]
+    source = local_copy(name) if source is None else source
     allowed = sorted(item.name for item in fields(kind) if item.name != "source")
     if unknown := sorted(set(options).difference(allowed)):
         raise ValueError(f"{name} has no option {unknown[0]!r}, only {', '.join(allowed)}")
     return kind(None if source is None else os.fspath(source), **options)
+
+
+def local_copy(name: str) -> str | None:
+    """The folder of a dataset's own files under JUDGELIB_DATASETS; None if that is not set."""
+    folder = os.environ.get("JUDGELIB_DATASETS")
+    return os.path.join(folder, name) if folder else None
+
+
+def having(tasks: Sequence[str], split: str) -> list[str]:
+    """Those of the tasks that have questions of a split: a benchmark with test questions only can
+    report, but neither train nor choose.
+
+    Raises:
+        ValueError: none has.
+    """
+    from judgelib.tasks.benchmarks import BENCHMARKS
+
+    found = [
+        name for name in tasks
+        if name not in BENCHMARKS or split in dict(BENCHMARKS[name].pinned.splits)
+    ]  # fmt: skip
+    if not found:
+        raise ValueError(
+            f"none of {', '.join(tasks)} has {split} questions; add a task that has, such as gsm8k"
+        )
+    return found

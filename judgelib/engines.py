@@ -379,7 +379,10 @@ def vllm_target(pair: Pair) -> dict[str, Any]:
     context: int = AutoConfig.from_pretrained(
         pair.target, revision=revision
     ).max_position_embeddings
-    options = {"model": pair.target, "max_model_len": min(context, LONGEST_TEXT)}
+    options: dict[str, Any] = {
+        "model": pair.target,
+        "max_model_len": min(context, LONGEST_TEXT),
+    }
     options |= {"revision": revision} if revision else {}
     if about.get("quantization") == "fp8":
         options["quantization"] = "fp8"

@@ -110,6 +110,19 @@ class Kit:
             )
         return makers[spec.engine](self, spec)
 
+    def wait(self) -> None:
+        """Until all processes that were started for engines can answer; they start side by side.
+
+        Raises:
+            ValueError: one could not; building its engine again tries again.
+        """
+        for spec, server in list(self.servers.items()):
+            try:
+                server.wait()
+            except ValueError:
+                del self.servers[spec]
+                raise
+
     def close(self) -> None:
         """End the processes that were started for engines."""
         while self.servers:
@@ -276,10 +289,10 @@ class Remote(Engine):
 
 
 class Server:
-    """A process in which vLLM runs.
+    """A process in which vLLM runs, or will: it starts while others do.
 
     Raises:
-        ValueError: vLLM could not start, or could not answer; with its reason.
+        ValueError: when it is waited for or asked; vLLM could not start or answer, with its reason.
     """
 
     def __init__(self, kit: Kit, spec: Spec) -> None:
@@ -290,10 +303,17 @@ class Server:
         self._process = context.Process(target=_serve, args=call, daemon=True)
         self._process.start()
         theirs.close()
-        self._receive()  # ready, or the reason why not
+        self._ready = False
+
+    def wait(self) -> None:
+        """Until it can answer."""
+        if not self._ready:
+            self._receive()  # ready, or the reason why not
+            self._ready = True
 
     def ask(self, question: tuple[int, list[list[int]]]) -> Any:
         """Send a batch size and prompts; returns what came back."""
+        self.wait()
         try:
             self._pipe.send(question)
         except OSError as error:

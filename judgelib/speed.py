@@ -207,7 +207,9 @@ def side_by_side(
 
 
 def _measured(made: Kit, specs: Sequence[Spec], prompts: Prompts, **options: Any) -> pd.DataFrame:
-    return rounds([made.build(spec) for spec in specs], prompts, **options)
+    engines = [made.build(spec) for spec in specs]
+    made.wait()  # nothing is timed while another engine starts
+    return rounds(engines, prompts, **options)
 
 
 def ratio(table: pd.DataFrame, ours: Spec, theirs: Spec) -> Estimate:

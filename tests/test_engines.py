@@ -223,8 +223,9 @@ def test_missing_vllm_is_named_and_its_process_ends(kit: Kit) -> None:
     before = set(multiprocessing.active_children())
     # The folder `tests/vllm` passes for an empty package of that name.
     reason = "(No module named|cannot import name 'LLM' from) 'vllm'"
+    kit.build(JUDGED)
     with pytest.raises(ValueError, match=f"vLLM could not run Spec.*{reason}"):
-        kit.build(JUDGED)
+        kit.wait()
     assert kit.servers == {}  # the next one tries again
     for child in set(multiprocessing.active_children()) - before:
         child.join(timeout=120)
@@ -281,6 +282,7 @@ def test_batch_sizes_share_a_process(served: Kit) -> None:
     assert len(served.servers) == 1
     served.build(Spec(VLLM, draft_length=5))
     assert len(served.servers) == 2
+    served.wait()
     threads = [server._process for server in served.servers.values()]
     served.close()
     assert not any(thread.is_alive() for thread in threads)

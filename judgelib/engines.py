@@ -26,6 +26,7 @@ from judgelib.decoding import Generation, speculate_batch
 from judgelib.drafting import Drafter, ModelDrafter, NoDrafter
 from judgelib.evaluation import Pair
 from judgelib.head import JudgeHead
+from judgelib.integrations.vllm.plain import VLLM_SETTINGS
 from judgelib.models import LanguageModel, check_pair, load_model
 
 Prompts = Sequence[Sequence[int]]
@@ -382,12 +383,6 @@ class _Vllm:
 
 LARGEST_BATCH = 64
 LONGEST_TEXT = 4096
-
-VLLM_SETTINGS = {
-    "VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_CPU_KVCACHE_SPACE": "1", "HF_HUB_OFFLINE": "1",
-    "VLLM_NO_USAGE_STATS": "1", "VLLM_LOGGING_LEVEL": "ERROR",
-    "VLLM_CPU_OMP_THREADS_BIND": "nobind",
-}  # fmt: skip
 
 
 def vllm_target(pair: Pair) -> dict[str, Any]:

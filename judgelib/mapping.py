@@ -182,7 +182,7 @@ class Source:
     dtype: str
     device: str
     fingerprint: str
-    template: Mapping[str, Any] = field(default_factory=dict)
+    template: Mapping[str, Any] = field(default_factory=dict, hash=False)
 
     @classmethod
     def of(cls, model: LanguageModel) -> Source:

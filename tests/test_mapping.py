@@ -151,3 +151,12 @@ def test_every_worker_has_its_turns(count: int, workers: int, size: int) -> None
 def test_a_piece_is_everything_here() -> None:
     assert mapping.portion(Models(), 5000, largest=64) == 5000
     assert mapping.portion(Models(), 0, largest=64) == 1
+
+
+def test_sources_are_keys_whatever_their_template() -> None:
+    """Processes are kept by what they have loaded."""
+    thinking, silent = (
+        Source("model", None, "float32", "cpu", "f", {"enable_thinking": thinks})
+        for thinks in (True, False)
+    )
+    assert len({thinking, silent, Source("model", None, "float32", "cpu", "f")}) == 3

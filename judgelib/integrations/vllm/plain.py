@@ -16,6 +16,13 @@ from typing import Any
 
 from judgelib.mapping import Source
 
+VLLM_SETTINGS = {
+    "VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_CPU_KVCACHE_SPACE": "1", "HF_HUB_OFFLINE": "1",
+    "VLLM_NO_USAGE_STATS": "1", "VLLM_LOGGING_LEVEL": "ERROR",
+    "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+}  # fmt: skip
+"""Of the environment, before vLLM is imported."""
+
 _processes: dict[Source, ProcessPoolExecutor] = {}  # one at most
 
 
@@ -60,8 +67,6 @@ def _answer(source: Source, prompts: list[list[int]], max_new_tokens: int) -> li
 
 @cache
 def _engine(source: Source) -> Any:
-    from judgelib.engines import VLLM_SETTINGS
-
     os.environ.update({**VLLM_SETTINGS, **os.environ})
     from vllm import LLM
 

@@ -15,12 +15,16 @@ from judgelib.figures import (
     Palette,
     dodged,
     key,
+    nothing,
     ordered,
     require,
     span,
 )
 
 NOTE = "#555555"
+
+
+MISSING = "Not measured: this profile has no such model, or too few labels for it."
 
 
 def probe_figure(frame: pd.DataFrame, title: str, along: str) -> Figure:
@@ -31,7 +35,7 @@ def probe_figure(frame: pd.DataFrame, title: str, along: str) -> Figure:
         along: what the variants are, for the axis.
     """
     if frame.empty:
-        return _nothing(title)
+        return nothing(title, MISSING)
     require(frame, "variant domain prompts auc low high")
     with mpl.rc_context(STYLE):
         fig = Figure(figsize=(_width(frame), 4.2), layout="constrained")
@@ -58,7 +62,7 @@ def run_figure(frame: pd.DataFrame, title: str, along: str) -> Figure:
     """
     spans = "accepted_per_cycle accepted_per_cycle_low accepted_per_cycle_high"
     if frame.empty:
-        return _nothing(title)
+        return nothing(title, MISSING)
     require(frame, f"variant domain prompts {spans} right right_low right_high")
     with mpl.rc_context(STYLE):
         fig = Figure(figsize=(max(9.0, 1.6 * _width(frame)), 4.4), layout="constrained")
@@ -81,18 +85,6 @@ def run_figure(frame: pd.DataFrame, title: str, along: str) -> Figure:
             "resampled",
             fontsize=9, color=NOTE,
         )  # fmt: skip
-    return fig
-
-
-def _nothing(title: str) -> Figure:
-    """In place of a comparison that a profile cannot make."""
-    with mpl.rc_context(STYLE):
-        fig = Figure(figsize=(6.4, 1.2), layout="constrained")
-        axes = fig.subplots()
-        axes.axis("off")
-        axes.set_title(title, loc="left")
-        words = "Not measured: this profile has no such model, or too few labels for it."
-        axes.text(0, 0.5, words, color=NOTE)
     return fig
 
 

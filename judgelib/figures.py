@@ -326,3 +326,14 @@ def span(counts: pd.Series) -> str:
     """`200`, or `180-200` if the counts differ."""
     low, high = int(counts.min()), int(counts.max())
     return f"{low:,}" if low == high else f"{low:,}–{high:,}"
+
+
+def nothing(title: str, why: str) -> Figure:
+    """In place of a figure for which there are no data."""
+    with mpl.rc_context(STYLE):
+        fig = Figure(figsize=(6.4, 1.2), layout="constrained")
+        axes = fig.subplots()
+        axes.axis("off")
+        axes.set_title(title, loc="left")
+        axes.text(0, 0.5, why, color="#555555")
+    return fig

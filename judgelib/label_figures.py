@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import PercentFormatter
 
-from judgelib.figures import DOMAINS, STYLE, look, ordered, points, require, with_wilson
+from judgelib.figures import DOMAINS, STYLE, look, nothing, ordered, points, require, with_wilson
 from judgelib.labels import ACCEPTABLE, IGNORED, UNACCEPTABLE, Labelled
 
 COLUMNS = 100
@@ -49,6 +49,8 @@ def page_figure(rows: Sequence[Labelled], titles: Sequence[str], tokenizer: Any)
     A mined mismatch shows the draft's token: the one that was adopted, or, marked ×, the one that
     changed the answer, with the target's own behind it.
     """
+    if not rows:
+        return nothing("Labelled answers", "There is no answer of the kind that is shown here.")
     pages = [list(_pieces(row, tokenizer)) for row in rows]
     heights = [max(piece.line for piece in page) + 1 for page in pages]
     with mpl.rc_context({**STYLE, "axes.grid": False}):

@@ -217,7 +217,7 @@ def summary(rows: Sequence[Labelled]) -> pd.DataFrame:
     mismatches and important count the judged tokens of mined answers that are not the target's,
     and those among them that change the answer.
     """
-    frame = pd.DataFrame(
+    counted = [
         {
             "source": row.source,
             "domain": row.domain,
@@ -230,7 +230,8 @@ def summary(rows: Sequence[Labelled]) -> pd.DataFrame:
             "important": row.labels.count(UNACCEPTABLE) if row.source == "mined" else 0,
         }
         for row in rows
-    )
-    counts = frame.columns[3:]
+    ]
+    counts = ["tokens", "acceptable", "unacceptable", "ignored", "mismatches", "important"]
+    frame = pd.DataFrame(counted, columns=["source", "domain", "questions", *counts])
     groups = frame.groupby(["source", "domain"], sort=False)
     return groups.agg({"questions": "nunique", **dict.fromkeys(counts, "sum")}).reset_index()

@@ -228,3 +228,11 @@ def test_summary_counts_by_hand() -> None:
         ["annotated", "code", 1, 3, 3, 0, 0, 0, 0],
         ["mined", "math", 2, 10, 2, 2, 6, 4, 2],
     ]
+
+
+def test_no_rows_are_summed_up_and_drawn() -> None:
+    """A profile may have no answer of the kind that a notebook shows."""
+    from judgelib.label_figures import page_figure
+
+    assert summary([]).empty and "important" in summary([]).columns
+    assert "no answer" in page_figure([], [], None).axes[0].texts[0].get_text()
